@@ -85,7 +85,7 @@ async def _run(options: argparse.Namespace) -> dict[str, float]:
             else encode("SET", b"bench:%d" % ((turn * options.pipeline + index) % _KEYS), value)
             for index in range(options.pipeline)
         )
-        for turn in range(64)
+        for turn in range(max(64, _KEYS // options.pipeline))  # all keys
     ]
     loop = asyncio.get_running_loop()
     latencies: list[float] = []

@@ -35,7 +35,7 @@ def compare(migration: MigrationName = MIGRATION, seconds: Seconds = SECONDS) ->
     divergences = list_divergences(migration)
     removed = remove_sample(migration)
     convergence, figures = found["convergence"], found["figures"]
-    open_findings = findings(found["rows"], divergences)
+    open_findings = findings(found["rows"], divergences, found["other_states"])
     rows = found["rows"] or [no_row()]
     checks = [
         {

@@ -12,6 +12,7 @@ import orjson
 
 from exodus.control import registry
 from exodus.control.changes import Key, unpack
+from exodus.control.heartbeats import ComparerHeartbeat
 from exodus.control.route import change_route, read_route
 from exodus.copy.guard import set_writer_epoch
 from exodus.engine import open_engine
@@ -32,16 +33,19 @@ from exodus.shadow import divergences
 from exodus.shadow.causes import Cause
 from exodus.shadow.coverage import coverage
 from exodus.shadow.equivalence import Moment, bound_text, convergence
-from exodus.shadow.findings import NOTHING_COMPARED, why_not_accepted
+from exodus.shadow.findings import EFFECT, NOTHING_COMPARED, why_not_accepted
+from exodus.shadow.write_replies import OTHER_STATE
 from exodus.topology.endpoint import Endpoint
 from exodus.verify.reconcile import spot_check
-from tasks.context import Json, Opened, opened, run
+from tasks.context import Json, Opened, opens_migration
 from tasks.kept import kept_task
 from tasks.profile import difference, snapshots
 
 _JUDGED_S = sum(COMPARE_LOOKS_S) + 2.0
 _OUTCOMES = (
     "compared",
+    "by_reply",
+    "by_error",
     "equal",
     "inconclusive",
     "not_comparable",
@@ -115,6 +119,7 @@ async def _figures(it: Opened, series: list[Moment]) -> Json:
         "keys_judged": sum(beat.facts.keys_judged for beat in beats),
         "keys_open": len(open_keys),
         "states_compared": sum(beat.facts.states_compared for beat in beats),
+        "away_ms": sum(beat.facts.away_ms for beat in beats),
         "rows_lost": sum(beat.facts.divergences_lost for beat in beats),
         "inconclusive_why": dict(inconclusive),
         **convergence(series, [lag for beat in beats for lag in beat.facts.lags_ms]),
@@ -163,66 +168,73 @@ async def _rows(it: Opened) -> list[Json]:
     return sorted(rows, key=lambda row: -int(row["compared"]))
 
 
+def _other_states(comparers: Iterable[ComparerHeartbeat]) -> dict[str, int]:
+    """Return command → writes that led to another state when they were run again."""
+    found: Counter[str] = Counter()
+    for beat in comparers:
+        for command, reasons in beat.facts.by_error.items():
+            found[command] += reasons.get(OTHER_STATE, 0)
+    return dict(found)
+
+
 @kept_task("Compare sampled requests")
-def shadow(migration: str, seconds: float | None) -> Json:
+@opens_migration
+async def shadow(it: Opened, seconds: float | None) -> Json:
     """Copy sampled keys to the target, compare their requests there, return the rows."""
-
-    async def work() -> Json:
-        async with opened(migration) as it:
-            route = await read_route(it.store)
-            await set_writer_epoch(
-                Endpoint(Side.TARGET, it.plan.target), it.plan.name, route.writer_epoch
-            )
-            salt = route.epoch + 1
-            route = await change_route(
-                it.store,
-                route,
-                route.next(
-                    why="compare",
-                    journal=JournalMode.SAMPLE,
-                    shadow_rate=it.plan.sample,
-                    shadow_salt=salt,
-                    shadow_include=it.plan.sample_include,
-                    shadow_exclude=it.plan.sample_exclude,
-                    shadow_scripts=it.plan.compare_scripts,
-                ),
-            )
-            try:
-                await _wait(it, route.epoch)
-                before = await snapshots(it)
-                dropped = await _dropped(it)
-                series = await _watch(it, seconds or it.plan.observe_seconds)
-                await _judged(it)
-                rows = await _rows(it)
-                converged = await _convergence(it)
-                gateways = await registry.heartbeats(it.store, "gateway")
-                calls = difference(before, await snapshots(it))
-                return {
-                    "rows": rows,
-                    "coverage": coverage(
-                        {row["command"]: row["calls"] for row in calls},
-                        rows,
-                        [beat.facts.shadow_left_out for beat in gateways],
-                    ),
-                    "dropped": await _dropped(it) - dropped,
-                    "convergence": converged,
-                    **await _figures(it, series),
-                }
-            finally:
-                now = await read_route(it.store)
-                after = await change_route(
-                    it.store,
-                    now,
-                    now.next(
-                        why="compare is over",
-                        journal=JournalMode.OFF,
-                        shadow_rate=0.0,
-                        shadow_scripts=False,
-                    ),
-                )
-                await _wait(it, after.epoch)
-
-    return run(work())
+    route = await read_route(it.store)
+    await set_writer_epoch(Endpoint(Side.TARGET, it.plan.target), it.plan.name, route.writer_epoch)
+    salt = route.epoch + 1
+    route = await change_route(
+        it.store,
+        route,
+        route.next(
+            why="compare",
+            journal=JournalMode.SAMPLE,
+            shadow_rate=it.plan.sample,
+            shadow_salt=salt,
+            shadow_include=it.plan.sample_include,
+            shadow_exclude=it.plan.sample_exclude,
+            shadow_scripts=it.plan.compare_scripts,
+        ),
+    )
+    try:
+        await _wait(it, route.epoch)
+        before = await snapshots(it)
+        dropped = await _dropped(it)
+        series = await _watch(it, seconds or it.plan.observe_seconds)
+        await _judged(it)
+        rows = await _rows(it)
+        converged = await _convergence(it)
+        gateways = await registry.heartbeats(it.store, "gateway")
+        comparers = await registry.heartbeats(it.store, "comparer")
+        calls = difference(before, await snapshots(it))
+        return {
+            "rows": rows,
+            "coverage": coverage(
+                {row["command"]: row["calls"] for row in calls},
+                rows,
+                [beat.facts.shadow_left_out for beat in gateways],
+                [beat.facts.by_error for beat in comparers],
+                [beat.facts.why_not_tried for beat in comparers],
+            ),
+            "other_states": _other_states(comparers),
+            "dropped": await _dropped(it) - dropped,
+            "convergence": converged,
+            **await _figures(it, series),
+        }
+    finally:
+        now = await read_route(it.store)
+        after = await change_route(
+            it.store,
+            now,
+            now.next(
+                why="compare is over",
+                journal=JournalMode.OFF,
+                shadow_rate=0.0,
+                shadow_scripts=False,
+            ),
+        )
+        await _wait(it, after.epoch)
 
 
 async def _convergence(it: Opened) -> Json:
@@ -247,7 +259,7 @@ async def _convergence(it: Opened) -> Json:
             differ = await spot_check(engine, suspects)
             after = await _fingerprints(leg, [(found.db, found.key) for found in differ])
             written = {key for key, fingerprint in after.items() if fingerprint != before[key]}
-    known = await divergences.open_ids(it.store)
+    known = await divergences.open_kinds(it.store)
     for found in differ:
         key = (found.db, found.key)
         if key not in written and divergences.row_id(key, divergences.STATE) not in known:
@@ -296,14 +308,10 @@ async def _fingerprints(leg: Leg, keys: list[Key]) -> dict[Key, object]:
 
 
 @kept_task("List divergences")
-def list_divergences(migration: str) -> list[Json]:
+@opens_migration
+async def list_divergences(it: Opened) -> list[Json]:
     """Return the ledger of divergences: open, healed and accepted rows."""
-
-    async def work() -> list[Json]:
-        async with opened(migration) as it:
-            return await divergences.rows(it.store)
-
-    return run(work())
+    return await divergences.rows(it.store)
 
 
 async def _unlink(it: Opened, keys: Iterable[Key]) -> None:
@@ -324,26 +332,25 @@ async def _listed(it: Opened, name: str) -> list[Key]:
 
 
 @kept_task("Remove the sample from the target")
-def remove_sample(migration: str) -> int:
+@opens_migration
+async def remove_sample(it: Opened) -> int:
     """Remove the keys that Compare copied to the target; return their number.
 
     A comparer that was killed leaves scratch copies behind. They are removed too.
     """
-
-    async def work() -> int:
-        async with opened(migration) as it:
-            names = it.store.keys
-            seeded, scratch = await _listed(it, names.seeded), await _listed(it, names.scratch)
-            await _unlink(it, [it.plan.scope.target_key(*key) for key in seeded] + scratch)
-            await answered(it.store.client.delete(names.seeded, names.scratch))
-            return len(seeded)
-
-    return run(work())
+    names = it.store.keys
+    seeded, scratch = await _listed(it, names.seeded), await _listed(it, names.scratch)
+    await _unlink(it, [it.plan.scope.target_key(*key) for key in seeded] + scratch)
+    await answered(
+        it.store.client.delete(names.seeded, names.seeding, names.sampling, names.scratch)
+    )
+    return len(seeded)
 
 
 @kept_task("Check the findings")
-def why_findings_stand(
-    migration: str, found: list[Json], accepted: str, attempt: int
+@opens_migration
+async def why_findings_stand(
+    it: Opened, found: list[Json], accepted: str, attempt: int
 ) -> str | None:
     """Return why an answer with these names is invalid, or None.
 
@@ -351,25 +358,19 @@ def why_findings_stand(
     refused.
     """
     del attempt
-
-    async def work() -> str | None:
-        async with opened(migration) as it:
-            open_names = {
-                divergences.name_of(row)
-                for row in await divergences.rows(it.store)
-                if divergences.is_open(row)
-            } | {NOTHING_COMPARED}
-            return why_not_accepted(found, accepted, still_open=open_names)
-
-    return run(work())
+    open_names = {
+        divergences.name_of(row)
+        for row in await divergences.rows(it.store)
+        if divergences.is_open(row)
+    }
+    # What is no row of the ledger nobody heals.
+    open_names |= {row["name"] for row in found if row["name"].endswith(EFFECT)}
+    open_names.add(NOTHING_COMPARED)
+    return why_not_accepted(found, accepted, still_open=open_names)
 
 
 @kept_task("Accept findings")
-def accept_findings(migration: str, accepted: str, by: str) -> list[str]:
+@opens_migration
+async def accept_findings(it: Opened, accepted: str, by: str) -> list[str]:
     """Note in the ledger which divergences a person accepted; return their names."""
-
-    async def work() -> list[str]:
-        async with opened(migration) as it:
-            return await divergences.accept(it.store, accepted, by)
-
-    return run(work())
+    return await divergences.accept(it.store, accepted, by)

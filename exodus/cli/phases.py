@@ -169,7 +169,7 @@ def _beat(beat: Heartbeat, now_ms: int) -> Json:
         "state": "gone" if beat.stale(now_ms) else beat.state,
         "why": beat.why,
         "epoch": beat.epoch,
-        "age_s": round(beat.age_s(now_ms), 1),
+        "age_s": max(0.0, round(beat.age_s(now_ms), 1)),
         **beat.shown_facts(),
     }
 

@@ -204,7 +204,7 @@ def _text(value: bytes | str) -> str:
 REDIRECTS = ("MOVED ", "ASK ")
 LATER = ("TRYAGAIN", "CLUSTERDOWN", "LOADING", "MASTERDOWN")
 # A script's words for a key that this node does not serve now: the slot is another node's, or it is
-# on its way, or the cluster is down. docs/decisions/0021-cluster.md
+# on its way, or the cluster is down. docs/decisions/0022-cluster.md
 _IN_SCRIPTS = ("non local key", "cluster is down", "hash to the same slot")
 
 

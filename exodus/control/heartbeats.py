@@ -130,6 +130,12 @@ class ComparerFacts(_Facts):
     rows: dict[str, dict[str, int]] = Field(default_factory=dict)  # command → outcome → replies
     inconclusive: dict[str, int] = Field(default_factory=dict)  # reason → replies
     not_tried: dict[str, int] = Field(default_factory=dict)  # reason → requests
+    # command → reason → writes whose replies were compared by their error only
+    by_error: dict[str, dict[str, int]] = Field(default_factory=dict)
+    # command → reason → requests that were not tried, where the reason is a particular one
+    why_not_tried: dict[str, dict[str, int]] = Field(default_factory=dict)
+    keys_unsettled: int = 0  # sampled keys that were written a moment ago
+    away_ms: int = 0  # for which no comparer ran since the sampling began
     keys: int = 0  # sampled keys
     keys_judged: int = 0  # of them, those of which a reply or the state was compared to the end
     dirty: int = 0  # keys that the journal named last time, and that were copied then

@@ -50,7 +50,7 @@ class Route(BaseModel):
     shadow_salt: int = 0
     shadow_include: tuple[str, ...] = ()  # patterns of names that are sampled; (): all
     shadow_exclude: tuple[str, ...] = ()  # patterns of names that are not
-    shadow_scripts: bool = False  # read-only scripts are sampled, too
+    shadow_scripts: bool = False  # scripts are sampled, too
     canary: float = 0.0  # share of key hashes whose reads the follower is asked, too
     writer_epoch: int = 0
     rehearsal_prefix: str | None = (

@@ -91,6 +91,10 @@ Every key begins with `exodus:{MIGRATION}:` (the braces keep a migration in one 
         runs of Compare: figures, JSON; bounded
     seeded           set      comparer → flows
         packed keys that Compare put on the target
+    seeding          set      comparer → comparer
+        of them, those whose first copy is under way
+    sampling         string   comparer → comparer
+        where it stands and what it counted, JSON; expires
     scratch          set      comparer → flows
         packed keys of the target that writes were tried on
     telemetry:ID     string   gateway → flows, status
@@ -156,6 +160,8 @@ class Keys:
         self.fresh = self.prefix + "fresh"
         self.comparisons = self.prefix + "comparisons"
         self.seeded = self.prefix + "seeded"
+        self.seeding = self.prefix + "seeding"
+        self.sampling = self.prefix + "sampling"
         self.scratch = self.prefix + "scratch"
         self.abort = self.prefix + "abort"
         self.postponed = self.prefix + "postponed"

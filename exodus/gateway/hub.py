@@ -134,6 +134,7 @@ class Gateway:
         beat_now = asyncio.Event()
         changes = RouteChanges(store, options.process)
         self.shadow_stream = ShadowStream(store)
+        self.shadow = self.shadow_stream.offer
         self.canary = CanaryControl(
             plan, self.tls_contexts, self.groups.main.orders, self.tasks, changes, beat_now
         )
@@ -218,9 +219,6 @@ class Gateway:
 
     def gap(self, why: str) -> None:
         self.journaler.gap(why)
-
-    def shadow(self, db: int, request: bytes, reply: bytes, *, write: bool, client: bytes) -> None:
-        self.shadow_stream.offer(db, request, reply, write=write, client=client)
 
     def ask_follower(
         self, session: Session, read: CanaryRead, request: bytes, protocol: int

@@ -46,6 +46,7 @@ from exodus.plan.bounds import (
     JOURNALER_RETRY_S,
     JOURNALER_ROTATE_BYTES,
     JOURNALER_ROTATE_S,
+    SAMPLE_WINDOW_S,
 )
 
 log = logging.getLogger(__name__)
@@ -155,6 +156,11 @@ class Journaler:
     def coalesced(self) -> int:
         """Return the number of marks of keys that were marked already."""
         return self._marks.coalesced
+
+    def sample(self, sampling: bool) -> None:
+        """Journal each write of a key, in a longer window: only sampled keys are journalled."""
+        self._marks.each = sampling
+        self.window_s = SAMPLE_WINDOW_S if sampling else JOURNAL_WINDOW_S
 
     @property
     def spooled(self) -> int:

@@ -4,7 +4,9 @@ cimport cython
 cdef class Marks:
     cdef object _wake
     cdef bint _awake
+    cdef public bint each
     cdef dict _keys, _barriers
+    cdef list _writes
     cdef public Py_ssize_t coalesced
 
     @cython.locals(marked=dict, before=Py_ssize_t)

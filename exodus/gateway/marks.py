@@ -1,4 +1,9 @@
-"""Marks: written keys and barriers, each once, on their way to the control store."""
+"""Marks: written keys and barriers, on their way to the control store.
+
+A key is marked once, however often it was written: whoever reads the journal reads its state. While
+only sampled keys are journalled, it is marked for each write. Compare counts the marks: then it
+knows whether it saw every write of a key.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +15,7 @@ from exodus.control.changes import Barrier, Key
 class Marks:
     """Sessions add to it for every answered write; the journaler empties it."""
 
-    __slots__ = ("_awake", "_barriers", "_keys", "_wake", "coalesced")
+    __slots__ = ("_awake", "_barriers", "_keys", "_wake", "_writes", "coalesced", "each")
 
     def __init__(self, wake: Callable[[], object]) -> None:
         """`wake` is called at the first mark after a `sleep`."""
@@ -18,15 +23,20 @@ class Marks:
         self._awake = False
         self._keys: dict[Key, None] = {}
         self._barriers: dict[Barrier, None] = {}
+        self._writes: list[Key] = []  # of `each`
+        self.each = False  # a key is marked for each of its writes
         self.coalesced = 0  # marks of keys that were marked already
 
     def add(self, keys: list[Key], barrier: Barrier | None) -> None:
         """Add what a write changed, after the authority has answered it."""
-        marked = self._keys
-        before = len(marked)
-        for key in keys:
-            marked[key] = None
-        self.coalesced += before + len(keys) - len(marked)
+        if self.each:
+            self._writes.extend(keys)
+        else:
+            marked = self._keys
+            before = len(marked)
+            for key in keys:
+                marked[key] = None
+            self.coalesced += before + len(keys) - len(marked)
         if barrier is not None:
             self._barriers[barrier] = None
         if not self._awake:
@@ -35,8 +45,8 @@ class Marks:
 
     def take(self) -> tuple[list[Key], list[Barrier]]:
         """Remove all marks and return them."""
-        keys, barriers = list(self._keys), list(self._barriers)
-        self._keys, self._barriers = {}, {}
+        keys, barriers = [*self._keys, *self._writes], list(self._barriers)
+        self._keys, self._barriers, self._writes = {}, {}, []
         return keys, barriers
 
     def sleep(self) -> None:
@@ -44,4 +54,4 @@ class Marks:
         self._awake = False
 
     def __len__(self) -> int:
-        return len(self._keys) + len(self._barriers)
+        return len(self._keys) + len(self._writes) + len(self._barriers)

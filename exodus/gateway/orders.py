@@ -27,6 +27,7 @@ class Orders:
         "login_needed",
         "picks",
         "risks",
+        "rule",
         "scripts",
         "scripts_unseen",
         "shadow_below",
@@ -48,12 +49,13 @@ class Orders:
         self.journal = JournalMode.OFF
         self.login_needed = False  # the authority answers NOAUTH without a login
         self.picks = False  # some requests are picked for the comparer or as canary reads
+        self.rule = 0  # counts changes of what is picked
         self.shadow_below = 0  # of 2**32; a key whose hash is below is sampled
         self.shadow_salt = 0
         self.shadow_names: NameTest | None = None  # which names are sampled; None: all
         # Command and reason -> requests of sampled keys that the comparer is not offered
         self.left_out: Counter[tuple[bytes, str]] = Counter()
-        self.shadow_scripts = False  # offer read-only scripts of sampled keys to the comparer too
+        self.shadow_scripts = False  # offer scripts of sampled keys to the comparer too
         self.canary_below = 0  # likewise, for canary reads (canary_reads.py)
         self.canary: Canary | None = None
         self.risks: Counter[str] = Counter()  # requests that the journal may miss, by kind
@@ -65,6 +67,7 @@ class Orders:
 
     def pick(self, *, shadow_below: int = 0, shadow_salt: int = 0, canary_below: int = 0) -> None:
         """Choose the shares of key hashes that are picked; none is while both are 0."""
+        self.rule += 1
         self.shadow_below, self.shadow_salt, self.canary_below = (
             shadow_below,
             shadow_salt,

@@ -38,7 +38,7 @@ cdef class Connection:
     cdef public bint full
     cdef bint _paused_by_session, _paused_by_leg, _ended, _eof_waits, _in_turns
     cdef list _early
-    cdef bytes _rest
+    cdef bytes _rest, _shown, _shown_name
     cdef Py_ssize_t _rest_at
 
     cpdef data_received(self, bytes data)

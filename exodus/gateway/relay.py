@@ -27,6 +27,7 @@ from exodus.plan.address import Address
 from exodus.plan.bounds import (
     CONNECT_TIMEOUT_S,
     PIPELINE_MAX,
+    SHADOW_CLIENT_BYTES_MAX,
     TURN_BYTES,
     TURN_BYTES_BUSY,
     TURN_REQUESTS,
@@ -73,7 +74,7 @@ class Hub(Protocol):
     def learn_command(self, side: Side, args: list[bytes], db: int) -> None:
         """See `Outlet.learn_command`."""
 
-    def shadow(self, db: int, request: bytes, reply: bytes, *, write: bool, client: bytes) -> None:
+    def shadow(self, db: int, request: bytes, reply: bytes, write: bool, client: bytes) -> None:
         """See `Outlet.shadow`; `client` says who sent it."""
 
     def ask_follower(
@@ -225,6 +226,8 @@ class Connection:
         self._rest = b""  # bytes of the client for its next turn
         self._rest_at = 0  # read up to here
         self._in_turns = False  # it waits for its next turn
+        self._shown_name: bytes | None = None  # the client's name in `_shown`
+        self._shown = b""  # who it is, for the comparer
         self.full = False  # it has too many unanswered requests
         self._eof_waits = False  # the client's EOF is behind bytes that wait for their turn
         self._ended = False  # the client sends no more; the authority is to be told
@@ -460,9 +463,12 @@ class Connection:
     def learn_command(self, args: list[bytes], db: int) -> None:
         self.hub.learn_command(self.side, args, db)
 
-    def shadow(self, db: int, request: bytes, reply: bytes, *, write: bool) -> None:
-        client = self.host.encode() + b" " + self.session.state.name
-        self.hub.shadow(db, request, reply, write=write, client=client)
+    def shadow(self, db: int, request: bytes, reply: bytes, write: bool) -> None:
+        name = self.session.state.name
+        if name is not self._shown_name:
+            self._shown_name = name
+            self._shown = (self.host.encode() + b" " + name)[:SHADOW_CLIENT_BYTES_MAX]
+        self.hub.shadow(db, request, reply, write, self._shown)
 
     def ask_follower(self, read: CanaryRead, request: bytes, protocol: int) -> None:
         self.hub.ask_follower(self.session, read, request, protocol)

@@ -36,10 +36,8 @@ from exodus.gateway.store_state import STORE_ERRORS, StoreState
 from exodus.plan.bounds import (
     HEARTBEAT_S,
     HEARTBEAT_STALE_S,
-    JOURNAL_WINDOW_S,
     MOVE_SECONDS_MAX,
     ROUTE_FOLLOWING_REMEMBER_S,
-    SAMPLE_WINDOW_S,
 )
 from exodus.plan.plan import Plan
 from exodus.plan.sample import name_test
@@ -160,8 +158,7 @@ class RouteFollower:
         groups = self._groups
         async with self._applying:
             before, self.route = self.route, route
-            sampling = route.journal is JournalMode.SAMPLE
-            self._journaler.window_s = SAMPLE_WINDOW_S if sampling else JOURNAL_WINDOW_S
+            self._journaler.sample(route.journal is JournalMode.SAMPLE)
             self._canary.ordered = route.canary
             if route.rehearsal_name is not None:
                 groups.rehearsal_name = route.rehearsal_name.encode()

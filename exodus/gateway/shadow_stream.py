@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from time import monotonic
-from typing import cast
 
+from exodus.control.shadow_pairs import pack_pair
 from exodus.control.store import ControlStore
 from exodus.gateway.pipe import StorePipe, StoreRefused
 from exodus.gateway.store_state import STORE_ERRORS
 from exodus.plan.bounds import (
     SHADOW_BYTES_PER_S_MAX,
-    SHADOW_CLIENT_BYTES_MAX,
+    SHADOW_ENTRY_PAIRS,
     SHADOW_KEPT_MS,
     SHADOW_QUEUE_MAX,
     SHADOW_STREAM_BATCH_PAIRS,
@@ -21,11 +21,6 @@ from exodus.plan.bounds import (
 )
 
 _KEPT_MAX = str(2 * SHADOW_QUEUE_MAX)
-
-
-def _command(name: str, pair: dict[str, bytes | int]) -> tuple[str | bytes | int, ...]:
-    fields = [part for item in pair.items() for part in item]
-    return ("XADD", name, "MAXLEN", "~", _KEPT_MAX, "*", *fields)
 
 
 class ShadowStream:
@@ -40,18 +35,15 @@ class ShadowStream:
         self._store = store
         # redis-py's pipeline takes ten times the CPU for a pair (docs/design/gateway-speed.md).
         self._pipe = StorePipe(store)
-        self._queue: deque[dict[str, bytes | int]] = deque()
+        self._queue: deque[bytes] = deque()
         self.dropped = 0
 
-    def offer(
-        self, db: int, request: bytes, reply: bytes, *, write: bool, client: bytes = b""
-    ) -> None:
+    def offer(self, db: int, request: bytes, reply: bytes, write: bool, client: bytes) -> None:
         """Queue a pair, or drop it; `client` says who sent the request."""
         if len(self._queue) >= SHADOW_QUEUE_MAX:
             self.dropped += 1
-            return
-        client = client[:SHADOW_CLIENT_BYTES_MAX]
-        self._queue.append({"db": db, "q": request, "r": reply, "w": int(write), "c": client})
+        else:
+            self._queue.append(pack_pair(db, write, request, reply, client))
 
     async def publish(self) -> None:
         """Publish until cancelled."""
@@ -62,6 +54,7 @@ class ShadowStream:
 
     async def _publish(self) -> None:
         name, allowed, then, trimmed = self._store.keys.shadow, 0.0, monotonic(), 0.0
+        add = ("XADD", name, "MAXLEN", "~", _KEPT_MAX, "*", "p")
         while True:
             await asyncio.sleep(SHADOW_STREAM_PUBLISH_EVERY_S)
             now = monotonic()
@@ -69,26 +62,30 @@ class ShadowStream:
             allowed, then = min(allowed + earned, SHADOW_BYTES_PER_S_MAX), now
             if not self._queue:
                 continue
-            found: list[tuple[str | bytes | int, ...]] = []
+            found: list[bytes] = []
             for _ in range(min(len(self._queue), SHADOW_STREAM_BATCH_PAIRS)):
                 pair = self._queue.popleft()
-                size = len(cast("bytes", pair["q"])) + len(cast("bytes", pair["r"]))
-                if size > allowed:
+                if len(pair) > allowed:
                     self.dropped += 1
                     continue
-                allowed -= size
-                found.append(_command(name, pair))
+                allowed -= len(pair)
+                found.append(pair)
             if not found:
                 continue
-            # All of them expire when no new one comes, also if this process ends here.
-            found.append(("PEXPIRE", name, SHADOW_KEPT_MS))
+            commands = [
+                (*add, b"".join(found[start : start + SHADOW_ENTRY_PAIRS]))
+                for start in range(0, len(found), SHADOW_ENTRY_PAIRS)
+            ]
             try:
-                *_, last_id, _ = await self._pipe.transaction(found)
+                # All of them expire when no new one comes, also if this process ends here.
+                *_, last_id, _ = await self._pipe.transaction(
+                    [*commands, ("PEXPIRE", name, SHADOW_KEPT_MS)]
+                )
                 if now - trimmed > SHADOW_STREAM_TRIM_EVERY_S:
                     trimmed = now
                     await self._trim(name, int(last_id.partition(b"-")[0]))
             except (StoreRefused, *STORE_ERRORS):
-                self.dropped += len(found) - 1
+                self.dropped += len(found)
 
     async def _trim(self, name: str, now_ms: int) -> None:
         """Drop old pairs."""

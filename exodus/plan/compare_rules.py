@@ -21,6 +21,7 @@ class ReplyRule(StrEnum):
     NUMERIC = "numeric tolerance"  # as numbers, with `relative` and `absolute`
     APPROXIMATE = "approximate"  # one number, within the share `relative`
     EXPIRY = "expiry tolerance"  # as expiries, `expiry_ms` apart at most
+    DRAWN = "drawn by lot"  # as many elements, whichever they are
     ERROR_CODE = "error code"  # both succeed, or both fail with the same first word
     PYTHON = "python"  # as the function of an entry point says
     NEVER = "never"  # not compared

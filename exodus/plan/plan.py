@@ -132,8 +132,8 @@ class Options(BaseModel):
     )
     compare_scripts: bool = Field(
         default=False,
-        description="Compare also tries read-only scripts (EVAL_RO, EVALSHA_RO, FCALL_RO), as "
-        "compare_user, on the target",
+        description="Compare also tries scripts, as compare_user, on the target; those that may "
+        "write on scratch copies",
     )
     compare_rules: tuple[CompareRule, ...] = Field(
         default=(),

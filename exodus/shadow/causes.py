@@ -75,7 +75,7 @@ class KeyEvidence:
 def cause_of_refusal(said: str) -> Cause:
     """Return the cause of an error that only the follower answered."""
     code = said.split(" ", 1)[0]
-    if code in ("NOPERM", "NOAUTH", "WRONGPASS"):
+    if code in ("NOPERM", "NOAUTH", "WRONGPASS") or "ACL failure in script" in said:
         return Cause.PERMISSION
     if any(text in said for text in _NOT_LOADED):
         return Cause.CONFIGURATION

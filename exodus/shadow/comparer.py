@@ -7,8 +7,9 @@ it with Exodus's rights. Where the plan names an application's user of the targe
 it runs as that user, and what the list leaves out is tried too. What takes too long is tried no
 more.
 
-Scripts run only where the plan says `compare_scripts`: read-only ones, as `compare_user`, on the
-target. Exodus never runs an application's script on the source.
+Scripts run only where the plan says `compare_scripts`, as `compare_user`, on the target; those that
+may write on scratch copies, and only where that user cannot leave the database. Exodus never runs
+an application's script on the source.
 
 `copies.py` keeps the sampled keys on the target, `verdicts.py` judges replies.
 """
@@ -20,6 +21,7 @@ import contextlib
 import logging
 import signal
 from collections.abc import Coroutine, Iterable, Sequence
+from dataclasses import asdict
 from functools import partial
 from typing import Any
 
@@ -30,6 +32,7 @@ from exodus.control.changes import pack
 from exodus.control.heartbeats import ComparerFacts, ComparerHeartbeat, ProcessKind, ProcessState
 from exodus.control.process import STORE_ERRORS, RouteFollower
 from exodus.control.route import Route
+from exodus.control.shadow_pairs import Unreadable, unpack_pairs
 from exodus.control.store import ControlStore
 from exodus.copy.key import Failure
 from exodus.engine import Engine, open_engine
@@ -41,22 +44,28 @@ from exodus.plan.bounds import COMPARE_LOOKS_S
 from exodus.plan.plan import Plan
 from exodus.plan.sample import KeySample
 from exodus.plan.vocabulary import Side, UserRole
-from exodus.shadow import divergences
+from exodus.shadow import divergences, resume
 from exodus.shadow.copies import CopiesState, SampledCopies
-from exodus.shadow.exchange import Exchange, Unreadable
+from exodus.shadow.exchange import Exchange
 from exodus.shadow.investigation import Baseline, Investigation
 from exodus.shadow.reports import Reporter, Writes
+from exodus.shadow.requests import Requests
+from exodus.shadow.resume import work_of
 from exodus.shadow.rules import Rules
+from exodus.shadow.scratch import Scratch, remove_left, scratch_database
 from exodus.shadow.sweep import Sweep
-from exodus.shadow.trials import Slow, TrialConnection, kill_script
-from exodus.shadow.verdicts import Judge, Tally
+from exodus.shadow.tally import Tally
+from exodus.shadow.trials import Slow, TrialConnection, kill_script, try_no_more, unconfined
+from exodus.shadow.verdicts import Judge
+from exodus.shadow.write_replies import WriteReplies
 from exodus.telemetry.sample import Sample
 from exodus.telemetry.states import WAITS
 from exodus.topology.watch import TopologyWatch
 
 log = logging.getLogger(__name__)
-_BATCH = 200
+_ENTRIES = 4  # of the shadow stream that are taken at a time
 _WAIT_MS = 200
+_ALWAYS = 2**63  # a time that never comes
 _WAIT_PENDING_MS = 20  # while replies are to be asked for again
 
 
@@ -80,10 +89,16 @@ class Comparer(RouteFollower):
         self._topology = TopologyWatch(self._plan, store)
         self._work: asyncio.Task[None] | None = None
         self._opened = False  # the sampled requests are read from a known position on
+        self._judge: Judge | None = None
+        self._replies: WriteReplies | None = None
+        self._shadow_at: bytes | None = None  # the last sampled request that was taken
+        self._told_until_ms = _ALWAYS  # up to which time sampled requests were taken
         self._tally = Tally()
         self._copies = CopiesState({})
         self._slow = Slow()
         self._baseline: Baseline | None = None
+        self._away_ms = 0  # for which no comparer ran
+        self._lost_before = 0  # rows that the ledger had no room for, over earlier connections
         self._writes = Writes()
         self._reporter: Reporter | None = None
         self._states_compared = 0
@@ -101,12 +116,14 @@ class Comparer(RouteFollower):
         before, self._route = self._route, route
         self._sample = route.sample
         on, was_on = route.shadow_rate > 0, before.shadow_rate > 0
-        if on != was_on or _work_of(route) != _work_of(before):
+        if on != was_on or work_of(route) != work_of(before):
             await self._stop_work()
             if on:
                 self._tally = Tally()
                 self._slow = Slow()
-                self._baseline, self._states_compared = None, 0
+                self._baseline, self._states_compared, self._away_ms = None, 0, 0
+                self._reporter, self._lost_before = None, 0
+                self._judge = self._replies = self._shadow_at = None
                 self._work = self._tasks.keep_running(partial(self._keep_comparing, route))
         self._beat_now.set()
 
@@ -116,28 +133,29 @@ class Comparer(RouteFollower):
         self._opened = False
 
     async def _keep_comparing(self, route: Route) -> None:
-        shadow_at: bytes | None = None
         while True:
             try:
-                if shadow_at is None:
-                    shadow_at = await self._begin()
+                if self._shadow_at is None:
+                    await self._begin(route)
                 # Its server refuses everything else, the engine's first look included.
                 if self._slow.script_runs:
                     await self._kill_left_script(route)
                 engine = await open_engine(self._store, self._plan, route)
                 async with contextlib.AsyncExitStack() as opened:
-                    copies, judge, sweep = await self._open(engine, opened)
+                    copies, judge, replies, sweep = await self._open(engine, opened)
                     sample = self._sample
+                    await copies.follow(sample)  # it may have changed while no comparer ran
                     self._why = ""
                     self._states.away("comparing", "", verbs=WAITS)
                     while True:
                         if self._sample != sample:
                             sample = self._sample
                             await copies.follow(sample)
-                        shadow_at = await self._batch(judge, copies, shadow_at)
+                        await self._batch(judge, copies)
                         await judge.look_again()
+                        await replies.step(self._told_until_ms)
                         await sweep.step()
-                        self._pending = judge.pending + sweep.suspects
+                        self._pending = judge.pending + replies.waiting.total() + sweep.suspects
                         self._states_compared += sweep.taken()
             except (ExodusError, ReplyError, *STORE_ERRORS) as exc:
                 self._why = (
@@ -146,17 +164,32 @@ class Comparer(RouteFollower):
                 self._states.away("comparing", self._why, verbs=WAITS)
                 await asyncio.sleep(0.5)
 
-    async def _begin(self) -> bytes:
-        """Note from where on sampled requests and the journal are read; the request's position."""
-        shadow_at = await self._last_id()
-        self._copies = CopiesState(await journal.ends(self._store, self._plan.partitions))
+    async def _begin(self, route: Route) -> None:
+        """Take the sampling up where another comparer left it; else note from where on sampled
+        requests and the journal are read.
+        """
+        store = self._store
+        left = await resume.load(store, route)
+        if left is None:
+            # What an earlier sampling seeded is not known to be a copy of now.
+            await answered(store.client.delete(store.keys.sampling, store.keys.seeding))
+            shadow_at = await self._last_id()
+            self._copies = CopiesState(await journal.ends(store, self._plan.partitions))
+        else:
+            shadow_at = left.shadow_at.encode()
+            self._copies = await resume.copies_of(store, left)
+            self._tally = resume.tally_of(left)
+            self._baseline = Baseline(**left.baseline) if left.baseline else None
+            self._states_compared, self._lost_before = left.states_compared, left.lost
+            self._away_ms = left.away_ms + await store.now_ms() - left.at_ms
+            await divergences.begin(store)  # what was pending is counted as inconclusive
+        self._shadow_at = shadow_at
         self._opened = True
         self._beat_now.set()
-        return shadow_at
 
     async def _open(
         self, engine: Engine, opened: contextlib.AsyncExitStack
-    ) -> tuple[SampledCopies, Judge, Sweep]:
+    ) -> tuple[SampledCopies, Judge, WriteReplies, Sweep]:
         """Open the connections to both sides."""
         ours = await opened.enter_async_context(
             await engine.follower.connect(name="exodus-compare")
@@ -165,7 +198,7 @@ class Comparer(RouteFollower):
             (await engine.authority.any_node()).place, engine.route.authority, opened
         )
         follower = await self._tries(
-            self._as_application(ours.place), engine.route.follower, opened
+            self._as_application(ours.place), engine.route.follower, opened, enters=ours.place
         )
         copier = await engine.copier(engine.guard(), name="exodus-compare")
         opened.push_async_callback(copier.close)
@@ -188,24 +221,44 @@ class Comparer(RouteFollower):
             self._writes,
             masked=self._plan.compare_masked,
         )
-        self._reporter = reporter
+        self._lost_before, self._reporter = self._lost, reporter
         await reporter.begin()
         now = asyncio.get_running_loop().time
+        requests = Requests(table, engine.scope, self._rules)
+        await remove_left(self._store, ours)
+        db = scratch_database(engine)
+        into = (
+            None if db is None else await Leg.connect(ours.place, ours.side, db=db, name=ours.name)
+        )
+        if into is not None:
+            await opened.enter_async_context(into)
+        scratch = Scratch(engine, ours, follower, into)
+
+        async def too_slow(command: bytes, script: bool) -> None:
+            await try_no_more(command, self._slow, follower, ours, script=script)
+
+        replies = WriteReplies(
+            engine, copies, scratch, requests, self._tally, reporter, too_slow, now
+        )
         judge = Judge(
             engine,
             copies,
             authority,
             follower,
             ours,
-            table,
+            scratch,
+            requests,
+            replies,
             self._slow,
-            self._rules,
             self._tally,
             reporter,
             now,
             self._looks_s,
+            await unconfined(self._plan, follower, ours),
         )
-        return copies, judge, Sweep(copies, investigation, reporter, now, self._looks_s)
+        self._judge, self._replies = judge, replies
+        sweep = Sweep(copies, investigation, reporter, now, self._looks_s)
+        return copies, judge, replies, sweep
 
     async def _kill_left_script(self, route: Route) -> None:
         """End the script that a lost connection left on the follower."""
@@ -216,9 +269,15 @@ class Comparer(RouteFollower):
         self._slow.script_runs = False
 
     async def _tries(
-        self, place: Place, side: Side, opened: contextlib.AsyncExitStack
+        self,
+        place: Place,
+        side: Side,
+        opened: contextlib.AsyncExitStack,
+        *,
+        enters: Place | None = None,
     ) -> TrialConnection:
-        tries = TrialConnection(await Leg.connect(place, side, name="exodus-compare"))
+        leg = await Leg.connect(place, side, name="exodus-compare")
+        tries = TrialConnection(leg, enters=enters)
         opened.push_async_callback(tries.close)
         return tries
 
@@ -230,37 +289,46 @@ class Comparer(RouteFollower):
         found = await answered(self._store.client.xrevrange(self._store.keys.shadow, count=1))
         return found[0][0] if found else b"0-0"
 
-    async def _batch(self, judge: Judge, copies: SampledCopies, after: bytes) -> bytes:
+    async def _batch(self, judge: Judge, copies: SampledCopies) -> None:
         """Judge the next sampled requests, or keep the copies up while there are none."""
-        name = self._store.keys.shadow
+        name, after = self._store.keys.shadow, self._shadow_at or b"0-0"
         found = await answered(
             self._store.client.xread(
                 {name: after},
-                count=_BATCH,
+                count=_ENTRIES,
                 block=_WAIT_PENDING_MS if judge.pending else _WAIT_MS,
             )
         )
+        self._told_until_ms = _ALWAYS
         if not found:
             self._behind = 0
             await copies.keep_up()
-            return after
+            return
         entries = next(iter(found.values()))[0] if isinstance(found, dict) else found[0][1]
-        await judge.take(self._exchanges(entries))
-        self._behind = len(entries)
-        return bytes(entries[-1][0])
+        exchanges = self._exchanges(entries)
+        await judge.take(exchanges)
+        self._behind = len(exchanges)
+        if len(entries) == _ENTRIES:  # more may be there
+            self._told_until_ms = int(entries[-1][0].partition(b"-")[0])
+        self._shadow_at = bytes(entries[-1][0])
 
-    def _exchanges(self, entries: Iterable[tuple[bytes, dict[bytes, bytes]]]) -> Iterable[Exchange]:
+    def _exchanges(self, entries: Iterable[tuple[bytes, dict[bytes, bytes]]]) -> list[Exchange]:
+        found: list[Exchange] = []
         for entry_id, fields in entries:
+            at_ms = int(entry_id.partition(b"-")[0])
             try:
-                yield Exchange.of(entry_id, fields)
+                pairs = unpack_pairs(fields.get(b"p", b"no field p"))
+                found += [Exchange.of(at_ms, pair) for pair in pairs]
             except Unreadable as exc:
                 self._tally.not_tried["an entry of the shadow stream cannot be read"] += 1
                 log.warning("the shadow stream: %s", exc)
+        return found
 
     async def _measure(self, now_ms: int, *, asked: bool) -> None:
         """Raise what ended the work, if anything but the route did: the process ends by it."""
-        del now_ms, asked
+        del asked
         await self._tell_judged()
+        await self._tell_sampling(now_ms)
         if self._work is not None and self._work.done() and not self._work.cancelled():
             self._work.result()
 
@@ -278,6 +346,31 @@ class Comparer(RouteFollower):
         self._copies.untold = []
         await pipe.execute()
 
+    @property
+    def _lost(self) -> int:
+        return self._lost_before + (0 if self._reporter is None else self._reporter.lost)
+
+    async def _tell_sampling(self, now_ms: int) -> None:
+        """Write down where the sampling stands: another comparer takes it up from there."""
+        if not self._opened or self._shadow_at is None:
+            return
+        baseline = {} if self._baseline is None else asdict(self._baseline)
+        sampling = resume.Sampling(
+            of=work_of(self._route),
+            at_ms=now_ms,
+            shadow_at=self._shadow_at.decode(),
+            positions={number: at.decode() for number, at in self._copies.positions.items()},
+            baseline=baseline,
+            tally=resume.told_of(self._tally),
+            waiting={} if self._judge is None else dict(self._judge.waiting),
+            writes_waiting={} if self._replies is None else dict(self._replies.waiting),
+            states_compared=self._states_compared,
+            refused=self._copies.refused,
+            lost=self._lost,
+            away_ms=self._away_ms,
+        )
+        await resume.save(self._store, sampling)
+
     def heartbeat(self, at_ms: int) -> ComparerHeartbeat:
         """What this process says of itself."""
         return ComparerHeartbeat(
@@ -292,11 +385,15 @@ class Comparer(RouteFollower):
                 rows={name: dict(row) for name, row in self._tally.rows.items()},
                 inconclusive=dict(self._tally.inconclusive),
                 not_tried=dict(self._tally.not_tried),
+                by_error={name: dict(row) for name, row in self._tally.by_error.items()},
+                why_not_tried={name: dict(row) for name, row in self._tally.why_not.items()},
+                keys_unsettled=len(self._copies.histories),
+                away_ms=self._away_ms,
                 keys=len(self._copies.keys),
-                keys_judged=len(self._copies.judged),
+                keys_judged=max(len(self._copies.judged), self._copies.judged_before),
                 dirty=self._copies.dirty,
                 lags_ms=list(self._copies.lags_ms),
-                divergences_lost=self._reporter.lost if self._reporter is not None else 0,
+                divergences_lost=self._lost,
                 states_compared=self._states_compared,
                 keys_refused=self._copies.refused,
                 task_failures=self._tasks.failures,
@@ -313,11 +410,6 @@ class Comparer(RouteFollower):
                     {"command": name, "outcome": outcome},
                     count,
                 )
-
-
-def _work_of(route: Route) -> tuple[object, ...]:
-    """Return what the work depends on: a change of it ends one sampling and begins another."""
-    return route.shadow_salt, route.authority, route.sync, route.native, route.writer_epoch
 
 
 async def run_comparer(store: ControlStore, plan: Plan, process: str) -> None:

@@ -9,8 +9,8 @@ copied here, and `caught_up` tells whether they have come to a key's last write.
 from __future__ import annotations
 
 import zlib
-from collections import deque
-from collections.abc import Awaitable, Callable, Iterable
+from collections import Counter, deque
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from exodus.control import journal
@@ -20,9 +20,10 @@ from exodus.copy.payload import State
 from exodus.engine import Engine
 from exodus.net.client import answered
 from exodus.net.leg import Leg
-from exodus.plan.bounds import COMPARE_KEYS_MAX, COMPARE_LAGS_KEPT
+from exodus.plan.bounds import COMPARE_KEYS_MAX, COMPARE_LAGS_KEPT, COMPARE_QUIET_MS
 from exodus.plan.own_keys import is_own
 from exodus.plan.sample import KeySample
+from exodus.shadow.histories import CHANGED, UNSETTLED, Histories, Snapshot
 
 _ABSENT = 0
 
@@ -32,6 +33,7 @@ class Copied:
     """What is known of one sampled key."""
 
     version: int = 0  # how often the journal has named it
+    at_ms: int = 0  # when it was read last, by the control store's clock
     print_authority: int | None = None  # checksum of the state that was copied last
     print_follower: int | None = None  # of what the follower made of it
     print_before: int | None = None  # of what the follower had after the copy before
@@ -46,10 +48,13 @@ class CopiesState:
     keys: dict[Key, Copied] = field(default_factory=dict)
     filtered: set[Key] = field(default_factory=set)  # left out by rules when they were copied last
     judged: set[Key] = field(default_factory=set)  # a reply or the state was compared to the end
+    judged_before: int = 0  # those of a comparer before this one, nearly
     untold: list[Key] = field(default_factory=list)  # of those, what the store does not know
     dirty: int = 0  # keys that the journal named last time
     lags_ms: deque[int] = field(default_factory=lambda: deque(maxlen=COMPARE_LAGS_KEPT))
     refused: int = 0  # keys that were not seeded, beyond COMPARE_KEYS_MAX
+    histories: Histories = field(default_factory=Histories)
+    read_until_ms: int = 0  # the journal was read up to this time of the control store
 
     def judge(self, keys: Iterable[Key]) -> None:
         """Note that keys were compared to the end."""
@@ -98,6 +103,7 @@ class SampledCopies:
         self._sampled = sample.test()
         left = [key for key in self.state.keys if self.joined(key)]
         by_db: dict[int, list[bytes]] = {}
+        self.state.histories.forget(left)
         for key in left:
             del self.state.keys[key]
             db, name = self._engine.scope.target_key(*key)
@@ -129,10 +135,16 @@ class SampledCopies:
     async def keep_up(self) -> None:
         """Copy the keys that the journal named since the last call."""
         store, state = self._engine.store, self.state
+        asked_ms = await store.now_ms() if state.histories else state.read_until_ms
         found = await journal.each_since(store, state.positions)
-        named: dict[Key, None] = {}
+        named: Counter[Key] = Counter()
+        first_ms: dict[Key, int] = {}
         for changes in found.values():
-            named |= dict.fromkeys(self._named(changes))
+            mine = self._named(changes)
+            named.update(mine)
+            first_ms.update(dict.fromkeys(mine, changes.times_ms[0] if changes.times_ms else 0))
+        if not self._engine.route.sync:
+            await self.keep_before(named, first_ms)
         await self.copy(named)
         state.dirty = len(named)
         if named and not self._engine.route.sync:
@@ -142,14 +154,45 @@ class SampledCopies:
         for partition, changes in found.items():
             if changes.last_id is not None:
                 state.positions[partition] = changes.last_id
-        for key in named:
+        for key, count in named.items():
             if key in state.keys:
-                state.keys[key].version += 1
+                state.keys[key].version += count
+            if not self._engine.route.sync:
+                state.histories.marked(key, count)
+        state.read_until_ms = asked_ms
         if self._engine.route.sync:
             self._synced = await journal.positions(store)
 
+    async def keep_before(self, named: Iterable[Key], first_ms: Mapping[Key, int]) -> None:
+        """Begin histories: what the follower has of these keys is the state before their writes,
+        unless they were written shortly before `first_ms`, the time of the first write.
+        """
+        by_place: dict[int, list[tuple[Key, bytes]]] = {}
+        for key in named:
+            if not self.state.histories.wants(key):
+                continue
+            copied = self.state.keys.get(key)
+            settled = copied is not None and 0 < copied.at_ms <= first_ms[key] - COMPARE_QUIET_MS
+            if not settled or self.joined(key) or key in self.state.filtered:
+                self.state.histories.begin(key, None, UNSETTLED)
+                continue
+            to_db, to = self._engine.scope.target_key(*key)
+            by_place.setdefault(to_db, []).append((key, to))
+        for to_db, part in by_place.items():
+            await self._ours.select(to_db)
+            dumps = await self._ours.pipeline([("DUMP", to) for _, to in part])
+            for (key, _), dump in zip(part, dumps, strict=True):
+                copied = self.state.keys[key]
+                if print_of(dump) == copied.print_follower:
+                    before = Snapshot(dump if isinstance(dump, bytes) else None, copied.expiry_ms)
+                    self.state.histories.begin(key, before, first_ms=first_ms[key])
+                else:
+                    self.state.histories.begin(key, None, CHANGED)
+
     def _named(self, changes: Changes) -> list[Key]:
-        """The keys that may have changed: of a barrier, each sampled key of its databases."""
+        """The keys that may have changed, as often as the journal names them; of a barrier, each
+        sampled key of its databases.
+        """
         named = [key for key in changes.keys if not is_own(key[1])]
         barriers = [*changes.barriers, *([Barrier("gap")] if changes.gap else [])]
         for barrier in barriers:
@@ -186,24 +229,47 @@ class SampledCopies:
     async def _copy(self, db: int, names: list[bytes]) -> None:
         engine, state = self._engine, self.state
         fresh = [(db, name) for name in names if (db, name) not in state.keys]
+        packed, store = [pack([key]) for key in fresh], engine.store
         if fresh:
-            await answered(
-                engine.store.client.sadd(engine.store.keys.seeded, *[pack([key]) for key in fresh])
-            )
+            pipe = store.client.pipeline(transaction=True)
+            pipe.sadd(store.keys.seeding, *packed)
+            pipe.sadd(store.keys.seeded, *packed)
+            await pipe.execute()
             for key in fresh:
                 state.keys[key] = Copied()
         report = BatchReport()
         states = await self._copier.read(db, names, report)
+        at_ms = await engine.store.now_ms()
         await self._copier.write(db, states, report)
         if engine.scope:
             state.filtered.difference_update((db, name) for name in names)
             state.filtered.update((db, name) for name in report.filtered_keys)
-        await self._note_prints(db, [each for each in states if not each.large])
+        await self._note_prints(db, [each for each in states if not each.large], at_ms)
+        for each in states:
+            if each.large:
+                state.keys[(db, each.key)].at_ms = 0  # no state of it is kept
+                state.histories.copied((db, each.key), None, at_ms)
         for failure in report.failed:
             await self._failed(failure)
+        if fresh:
+            await answered(store.client.srem(store.keys.seeding, *packed))
 
-    async def _note_prints(self, db: int, states: list[State]) -> None:
-        """Note checksums of what was read and of what the follower made of it."""
+    async def learn(self, keys: Iterable[Key]) -> None:
+        """Note checksums of keys that another comparer copied, and that were seen to be equal."""
+        if self._engine.route.sync or self._engine.follower_facts.payload_version is None:
+            return
+        by_db: dict[int, list[bytes]] = {}
+        for key in keys:
+            copied = self.state.keys.get(key)
+            if copied is not None and copied.print_authority is None and not self.joined(key):
+                by_db.setdefault(key[0], []).append(key[1])
+        for db, names in by_db.items():
+            states = await self._copier.read(db, names, BatchReport())
+            at_ms = await self._engine.store.now_ms()
+            await self._note_prints(db, [each for each in states if not each.large], at_ms)
+
+    async def _note_prints(self, db: int, states: list[State], at_ms: int) -> None:
+        """Note checksums of what was read at `at_ms` and of what the follower made of it."""
         if self._engine.follower_facts.payload_version is None:
             return  # it does not let us see payloads
         by_place: dict[int, list[tuple[State, bytes]]] = {}
@@ -219,6 +285,10 @@ class SampledCopies:
                 copied.print_follower = print_of(dump)
                 copied.print_authority = print_of_state(each)
                 copied.expiry_ms = each.expiry_ms
+                copied.at_ms = at_ms
+                payload = dump if isinstance(dump, bytes) else None
+                after = Snapshot(payload, each.expiry_ms if payload is not None else 0)
+                self.state.histories.copied((db, each.key), after, at_ms)
 
 
 def print_of(dump: object) -> int:

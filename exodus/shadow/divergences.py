@@ -24,6 +24,7 @@ from exodus.shadow.causes import REMEDIES, Cause
 Json = dict[str, Any]
 STATE = "state"  # in place of a command: the key's state was compared
 COPYING = "(copy)"  # likewise: the key failed to copy
+REFUSED = "the target refuses it"  # the kind of a row whose request only the target refused
 
 
 class DivergenceState(StrEnum):
@@ -160,9 +161,10 @@ async def begin(store: ControlStore) -> None:
             await withdraw(store, key_of(row), row["command"])
 
 
-async def open_ids(store: ControlStore) -> set[bytes]:
-    """Return the fields of the open rows."""
-    return {row_id(key_of(row), row["command"]) for row in await rows(store) if is_open(row)}
+async def open_kinds(store: ControlStore) -> dict[bytes, str]:
+    """Return the fields of the open rows, each with its kind."""
+    found = await rows(store)
+    return {row_id(key_of(row), row["command"]): row["kind"] for row in found if is_open(row)}
 
 
 async def heal(store: ControlStore, key: Key, command: str) -> None:

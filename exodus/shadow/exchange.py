@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+from exodus.control.shadow_pairs import Pair, Unreadable
 from exodus.resp.scanner import RequestScanner
-
-
-class Unreadable(ValueError):
-    """An entry of the shadow stream that is no request with its reply."""
 
 
 @dataclass(frozen=True)
@@ -40,27 +37,16 @@ class Exchange:
         return [[b"MULTI"], *sent, [b"EXEC"]] if self.transaction else sent
 
     @classmethod
-    def of(cls, entry_id: bytes, fields: Mapping[bytes, bytes]) -> Exchange:
-        """Read an entry.
+    def of(cls, at_ms: int, pair: Pair) -> Exchange:
+        """Read a pair that was published at a time of the control store.
 
         Raises:
-            Unreadable: it has no whole request, or lacks a field.
+            Unreadable: it has no whole request.
         """
-        try:
-            requests = [each.args for each in RequestScanner().feed(fields[b"q"])]
-            db, reply = int(fields[b"db"]), fields[b"r"]
-        except (KeyError, IndexError, ValueError) as exc:
-            raise Unreadable(f"entry {entry_id.decode()}: {type(exc).__name__}") from exc
+        requests = [each.args for each in RequestScanner().feed(pair.request)]
         transaction = bool(requests) and requests[0] == [b"MULTI"]
         requests = requests[1:] if transaction else requests[:1]
         if not requests or not all(requests):
-            raise Unreadable(f"entry {entry_id.decode()}: an empty request")
-        return cls(
-            int(entry_id.partition(b"-")[0]),
-            db,
-            tuple(requests),
-            reply,
-            fields.get(b"w") == b"1",
-            transaction,
-            fields.get(b"c", b"").decode("utf-8", "backslashreplace").strip(),
-        )
+            raise Unreadable(f"an empty request at {at_ms}")
+        client = pair.client.decode("utf-8", "backslashreplace").strip()
+        return cls(at_ms, pair.db, tuple(requests), pair.reply, pair.write, transaction, client)

@@ -4,22 +4,27 @@ it. No I/O.
 
 from __future__ import annotations
 
-from collections.abc import Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 from typing import Any
 
 from exodus.control.accepted_names import names_in, why_not_all
+from exodus.plan.bounds import COMPARE_EFFECTS_MIN
 from exodus.shadow.divergences import is_open, name_of
 
 Json = dict[str, Any]
 NOTHING_COMPARED = "nothing compared"
+EFFECT = " effect"  # how the name of a finding ends that is of a command's effect
 
 
-def findings(rows: Sequence[Json], divergences: Sequence[Json]) -> list[Json]:
+def findings(
+    rows: Sequence[Json], divergences: Sequence[Json], other_states: Mapping[str, int] | None = None
+) -> list[Json]:
     """Return the findings, each with its name, what it is, its cause and its remedy.
 
     Args:
         rows: what was compared, command by command.
         divergences: the rows of the ledger; healed and accepted ones are no findings.
+        other_states: command → writes that led to another state when they were run again.
     """
     found = [
         {
@@ -31,6 +36,19 @@ def findings(rows: Sequence[Json], divergences: Sequence[Json]) -> list[Json]:
         }
         for row in divergences
         if is_open(row)
+    ]
+    proved = {row["command"] for row in rows if row.get("by_reply")}
+    found += [
+        {
+            "name": command + EFFECT,
+            "finding": f"{count} writes led to another state on the target, and none to the same",
+            "cause": "the command has another effect there, or each time another write passed the "
+            "gateways",
+            "detail": "",
+            "remedy": "try the command on both servers; connect every writer to the gateway",
+        }
+        for command, count in (other_states or {}).items()
+        if count >= COMPARE_EFFECTS_MIN and command not in proved
     ]
     if not sum(row["compared"] for row in rows):
         found.append(
@@ -77,12 +95,16 @@ def summary_lines(found: Json, summary: Json, open_findings: Sequence[Json]) -> 
     why = max(figures["inconclusive_why"].items(), key=lambda each: each[1], default=("", 0))[0]
     left = sum(row["calls"] > 0 and not row["compared"] for row in found["coverage"])
     half = figures["half_life_s"]
+    by_error = sum(row.get("by_error", 0) for row in found["rows"])
+    by_reply = sum(row.get("by_reply", 0) for row in found["rows"])
     lines = [
         found["bound"],
         f"accepted: {compared:,} requests of {len(found['rows'])} commands were tried; "
         f"{left} observed commands were not compared (artifact coverage)",
         f"inconclusive: {inconclusive:,} replies ({share:.1f} %)" + (f", {why}" if why else ""),
-        f"dropped: {summary['samples_dropped']:,} sampled requests, {figures['rows_lost']:,} rows",
+        f"judged: {by_reply:,} by their reply, {by_error:,} writes by their error only",
+        f"dropped: {summary['samples_dropped']:,} sampled requests, {figures['rows_lost']:,} rows; "
+        f"no comparer ran for {figures['away_ms'] / 1000:.1f} s",
         f"converging: lag p99 {figures['lag_ms_p99']} ms, at most {figures['dirty_max']:,} keys "
         f"dirty, {figures['dirty_slope_per_s']:+g} a second, half of a burst gone after "
         + ("more than the run" if half is None else f"{half:g} s"),

@@ -14,9 +14,9 @@ from exodus.net.leg import Reply
 from exodus.plan.bounds import COMPARE_KEYS_MAX, COMPARE_WRITES_KEPT
 from exodus.shadow import divergences
 from exodus.shadow.causes import cause_of_refusal
-from exodus.shadow.divergences import COPYING, STATE, DivergenceState, shown
+from exodus.shadow.divergences import COPYING, REFUSED, STATE, DivergenceState, shown
 from exodus.shadow.exchange import Exchange
-from exodus.shadow.investigation import Baseline, Investigation
+from exodus.shadow.investigation import Baseline, Finding, Investigation
 from exodus.verify.comparison import Divergence
 
 
@@ -58,20 +58,24 @@ class Reporter:
         self._masked = masked
         self.writes = writes
         self.lost = 0  # rows that the ledger had no room for
-        self._open: set[bytes] = set()
+        self._open: dict[bytes, str] = {}  # field of an open row -> its kind
 
     async def begin(self) -> None:
         """Learn which rows are open."""
-        self._open = await divergences.open_ids(self._store)
+        self._open = await divergences.open_kinds(self._store)
 
     async def equal(self, keys: list[Key], command: str) -> None:
         """Heal an open row of what was seen to be equal now."""
         if not self._open:
             return
         field = divergences.row_id(keys[0], command)
-        if field in self._open:
-            self._open.discard(field)
+        if self._open.pop(field, None) is not None:
             await divergences.heal(self._store, keys[0], command)
+
+    async def accepted(self, keys: list[Key], command: str) -> None:
+        """Heal an open row of what the target refused, and takes now."""
+        if self._open.get(divergences.row_id(keys[0], command)) == REFUSED:
+            await self.equal(keys, command)
 
     async def pending(self, exchange: Exchange, keys: list[Key], detail: str) -> None:
         """Keep a difference that is not judged to the end."""
@@ -96,10 +100,13 @@ class Reporter:
         there: Reply,
         *,
         rule: str,
-        script: bool,
+        script: bool = False,
+        finding: Finding | None = None,
     ) -> None:
-        """Keep a confirmed difference of replies."""
-        found = await self._investigation.cause(keys, here, there, script=script, since=self._since)
+        """Keep a confirmed difference of replies; `finding` is its cause where that is known."""
+        found = finding or await self._investigation.cause(
+            keys, here, there, script=script, since=self._since
+        )
         await self._note(
             keys,
             _command(exchange),
@@ -118,7 +125,7 @@ class Reporter:
         await self._note(
             keys,
             _command(exchange),
-            kind="the target refuses it",
+            kind=REFUSED,
             cause=cause_of_refusal(said),
             detail=said[:200],
         )
@@ -169,7 +176,7 @@ class Reporter:
         )
         self.lost += not kept
         if state is DivergenceState.CONFIRMED:
-            self._open.add(divergences.row_id(keys[0], command))
+            self._open[divergences.row_id(keys[0], command)] = kind
 
 
 def _command(exchange: Exchange) -> str:

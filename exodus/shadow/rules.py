@@ -55,7 +55,9 @@ DEFAULTS = (
     _rule("HGETALL", ReplyRule.MAP),
     _rule("ZPOPMIN ZPOPMAX", ReplyRule.SCORED),
     _rule("ZUNION ZINTER ZDIFF", ReplyRule.TIES),
-    _rule("INCRBYFLOAT HINCRBYFLOAT ZINCRBY ZSCORE ZMSCORE", ReplyRule.NUMERIC),
+    _rule("INCRBYFLOAT HINCRBYFLOAT ZADD ZINCRBY ZSCORE ZMSCORE", ReplyRule.NUMERIC),
+    _rule("ZMPOP", ReplyRule.NUMERIC),
+    _rule("SPOP SRANDMEMBER HRANDFIELD ZRANDMEMBER", ReplyRule.DRAWN),
     _rule("GEODIST GEOPOS", ReplyRule.NUMERIC, relative=1e-11),
     _rule("PFCOUNT", ReplyRule.APPROXIMATE, relative=0.01),
     _rule("TTL PTTL EXPIRETIME PEXPIRETIME", ReplyRule.EXPIRY),
@@ -154,6 +156,11 @@ def parse(raw: bytes) -> object:
 def error_code(value: object) -> str | None:
     """The first word of an error, or None for any other reply."""
     return str(value).split(" ", 1)[0] if isinstance(value, hiredis.ReplyError) else None
+
+
+def codes_of(reply: object) -> list[str | None]:
+    """Return the error codes of a reply, of a transaction command by command."""
+    return [error_code(each) for each in reply] if isinstance(reply, list) else [error_code(reply)]
 
 
 def canonical(value: object) -> object:
@@ -257,6 +264,12 @@ def _expiry(rule: CompareRule, here: object, there: object) -> bool:
     return abs(one - other) <= rule.expiry_ms
 
 
+def _drawn(_: CompareRule, here: object, there: object) -> bool:
+    """The servers draw by themselves. Nothing of a key that is not there; else as many elements."""
+    one, other = _flat(here), _flat(there)
+    return len(one) == len(other) and (one == [None]) == (other == [None])
+
+
 def _codes(*_: object) -> bool:
     return True  # neither is an error
 
@@ -270,6 +283,7 @@ _EQUAL: dict[ReplyRule, Callable[[CompareRule, object, object], bool]] = {
     ReplyRule.NUMERIC: _numeric,
     ReplyRule.APPROXIMATE: _numeric,
     ReplyRule.EXPIRY: _expiry,
+    ReplyRule.DRAWN: _drawn,
     ReplyRule.ERROR_CODE: _codes,
     ReplyRule.NEVER: _codes,
 }

@@ -88,6 +88,7 @@ class Sweep:
             else:
                 self._copies.state.judge([key])
                 await self._reporter.equal([key], STATE)
+        await self._copies.learn(key for key in keys if key not in differ)
 
     async def _look(self, key: Key, suspect: Suspect) -> None:
         found = await self._investigation.differences([key])

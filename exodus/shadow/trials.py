@@ -3,11 +3,29 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from exodus.cancellation import end_all
-from exodus.net.leg import Leg, NoDatabase, Reply, ReplyError
-from exodus.plan.bounds import COMPARE_SECONDS_MAX
+from exodus.net.connect import login_of
+from exodus.net.leg import Leg, NoDatabase, Reply, ReplyError, close_all
+from exodus.plan.address import Place
+from exodus.plan.bounds import COMPARE_SECONDS_MAX, VERDICTS_KILL_S
+from exodus.plan.plan import Plan
+from exodus.shadow.rules import error_code
+from exodus.topology.permits import refused_of
+
+log = logging.getLogger(__name__)
+_KEY = "{exodus}:permit"  # is never run
+LEAVES: tuple[tuple[str | int, ...], ...] = (  # what takes a script out of a database
+    ("SELECT", 0),
+    ("SWAPDB", 0, 1),
+    ("FLUSHALL",),
+    ("MOVE", _KEY, 0),
+    ("COPY", _KEY, _KEY),
+    ("MIGRATE", "127.0.0.1", 1, _KEY, 0, 1),
+)
 
 
 class TooSlow(Exception):
@@ -27,8 +45,11 @@ class Slow:
 class TrialConnection:
     """One connection for trial requests. Its server continues a request that takes too long."""
 
-    def __init__(self, leg: Leg) -> None:
+    def __init__(self, leg: Leg, *, enters: Place | None = None) -> None:
+        """`enters` names the user that enters a database in place of one that may not SELECT."""
         self._leg = leg
+        self._enters = enters
+        self._entered: dict[int, Leg] = {}  # database → connection, of such a user
         # The replies to requests that took too long
         self._late: asyncio.Task[list[Reply]] | None = None
 
@@ -60,13 +81,46 @@ class TrialConnection:
         return asked.result()
 
     async def _ask(self, db: int, requests: list[list[bytes]]) -> list[Reply]:
+        leg = await self._within(db)
+        if isinstance(leg, ReplyError):  # this user may not enter the database
+            return [leg] * len(requests)
+        return await leg.pipeline([tuple(args) for args in requests])
+
+    async def _within(self, db: int) -> Leg | ReplyError:
+        """Return a connection in a database, or why this user may not enter it."""
+        if db in self._entered:
+            return self._entered[db]
         try:
             await self._leg.select(db)
         except NoDatabase:
             raise
-        except ReplyError as exc:  # this user may not enter the database
-            return [exc] * len(requests)
-        return await self._leg.pipeline([tuple(args) for args in requests])
+        except ReplyError as exc:
+            if self._enters is None:
+                return exc
+        else:
+            return self._leg
+        user, name = self._leg.place, self._leg.name
+        leg = await Leg.connect(self._enters, self._leg.side, db=db, name=name)
+        try:
+            await leg.call_encoded(login_of(user, str(leg.side)))
+        except BaseException:
+            await leg.close()
+            raise
+        self._entered[db] = leg
+        return leg
+
+    async def may(self, ours: Leg, requests: Sequence[Sequence[str | int]]) -> list[str]:
+        """Return which of these commands the user may run, by their names; `ours` may ask that."""
+        user = self._leg.address.username or "default"
+        said = await ours.pipeline([("ACL", "DRYRUN", user, *request) for request in requests])
+        if any(isinstance(reply, ReplyError) for reply in said):
+            said = await refused_of(self._leg, user, requests)
+        return [
+            str(request[0])
+            for request, why in zip(requests, said, strict=True)
+            # A refusal may be of the key alone.
+            if why is None or "command" not in (why.decode() if isinstance(why, bytes) else why)
+        ]
 
     async def ends_within(self, seconds: float) -> bool:
         """Return whether the server has ended the request that took too long, after waiting for it
@@ -81,11 +135,53 @@ class TrialConnection:
         """End the connection."""
         await end_all([self._late])
         self._late = None
-        await self._leg.close()
+        entered, self._entered = list(self._entered.values()), {}
+        await close_all([self._leg, *entered])
 
 
-async def kill_script(ours: Leg) -> None:
-    """End a read-only script on the follower. The server answers once the script has run for its
-    `lua-time-limit`.
+async def unconfined(plan: Plan, follower: TrialConnection, ours: Leg) -> str:
+    """Return why no script that writes is tried; empty: it can reach nothing but scratch copies.
+
+    A script may run any command that its user may run. These would take it out of the database of
+    the scratch copies.
     """
-    await ours.pipeline([("SCRIPT", "KILL"), ("FUNCTION", "KILL")])
+    if plan.compare_user is None or not plan.compare_scripts:
+        return "not_tried"
+    may = await follower.may(ours, LEAVES)
+    return f"compare_user may run {', '.join(may)}: a script could leave its copies" if may else ""
+
+
+def would_leave(said: str) -> bool:
+    """Return whether an error says that a script was refused one of `LEAVES`."""
+    return any(f"'{str(name).lower()}'" in said for name, *_ in LEAVES)
+
+
+async def try_no_more(
+    command: bytes, slow: Slow, follower: TrialConnection, ours: Leg, *, script: bool
+) -> None:
+    """Try a command no more that took too long. A script is ended, since its server serves nobody
+    else until then.
+    """
+    slow.names.add(command)
+    if script:
+        slow.script_runs = True
+        told = False
+        # A busy server may begin the script only after a first SCRIPT KILL: only the reply shows
+        # that it ended.
+        while not await follower.ends_within(VERDICTS_KILL_S):
+            if await kill_script(ours) or told:
+                continue
+            told = True
+            log.error(
+                "a script that Compare tried has written, so the target cannot end it: it "
+                "serves nobody until the script ends by itself"
+            )
+        slow.script_runs = False
+
+
+async def kill_script(ours: Leg) -> bool:
+    """End a script on the follower; return whether the server can do that. It answers once the
+    script has run for its `lua-time-limit`.
+    """
+    said = await ours.pipeline([("SCRIPT", "KILL"), ("FUNCTION", "KILL")])
+    return not any(error_code(reply) == "UNKILLABLE" for reply in said)

@@ -10,6 +10,9 @@ the key's writes a little later. So a difference is no verdict yet:
 5. A difference that stays is *confirmed*. Only then, and only where the plan says
    `compare_repair`, the key is copied again. Nothing heals a key before it is judged.
 
+A write is tried at once on a scratch copy of its keys: does the target take it? Its reply is
+compared later, on the state that it found (`write_replies.py`).
+
 A script is never asked of the authority: it may cost what the application did not mean to pay
 twice. Its reply is judged by what the application got, and only where the journal does not name its
 key meanwhile.
@@ -23,17 +26,20 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from exodus.commands.semantics import COMPARED_READS, COMPARED_WRITES, NOT_COMPARABLE
-from exodus.commands.table import CommandTable
 from exodus.control.changes import Key
 from exodus.engine import Engine
 from exodus.net.leg import Leg, NoDatabase, Reply
-from exodus.plan.bounds import COMPARE_ASKS_PER_S_MAX, COMPARE_PENDING_MAX, VERDICTS_KILL_S
+from exodus.plan.bounds import COMPARE_ASKS_PER_S_MAX, COMPARE_PENDING_MAX
+from exodus.shadow.causes import Cause, cause_of_refusal
 from exodus.shadow.copies import SampledCopies
 from exodus.shadow.exchange import Exchange
 from exodus.shadow.reports import Reporter
-from exodus.shadow.rules import INFRASTRUCTURE, TIME_LEFT, Rules, error_code, parse
+from exodus.shadow.requests import Requests
+from exodus.shadow.rules import INFRASTRUCTURE, TIME_LEFT, codes_of, error_code, parse
 from exodus.shadow.scratch import NoScratch, Scratch
-from exodus.shadow.trials import Slow, TooSlow, TrialConnection, kill_script
+from exodus.shadow.tally import Tally
+from exodus.shadow.trials import Slow, TooSlow, TrialConnection, try_no_more, would_leave
+from exodus.shadow.write_replies import WriteReplies
 
 MOVED = "the authority's reply moved"
 WRITTEN = "the key was written meanwhile"
@@ -43,6 +49,9 @@ WAITS = "the same request waits to be asked again"
 CROWDED = "too many replies waited to be asked for again"
 NO_SCRIPT = "the target has not been given the script"
 REFUSED_STATE = "the state of the scratch copy may be another one"
+LEAVES_COPIES = "the script would leave its scratch copies"
+SCRIPTS_OFF = "a script, and compare_scripts is off"
+OUTCOMES = frozenset({"excluded", "not_comparable", "not_tried"})  # why an exchange is not tried
 
 
 @dataclass(order=True)
@@ -59,24 +68,6 @@ class Pending:
     kept: bool = field(default=False, compare=False)  # the ledger has it as pending
 
 
-@dataclass
-class Tally:
-    """What became of the exchanges of one sampling."""
-
-    rows: dict[str, Counter[str]] = field(default_factory=dict)  # command → outcome → replies
-    inconclusive: Counter[str] = field(default_factory=Counter)  # by reason
-    not_tried: Counter[str] = field(default_factory=Counter)  # by reason
-
-    def row(self, command: bytes) -> Counter[str]:
-        """Return the counters of a command."""
-        return self.rows.setdefault(command.decode("ascii", "replace"), Counter())
-
-    def undecided(self, row: Counter[str], why: str) -> None:
-        """Count a reply that nothing can be said of."""
-        row["inconclusive"] += 1
-        self.inconclusive[why] += 1
-
-
 class Judge:
     """Tries exchanges on the follower and gives verdicts, over connections of one engine."""
 
@@ -87,31 +78,35 @@ class Judge:
         authority: TrialConnection,
         follower: TrialConnection,
         ours: Leg,
-        table: CommandTable,
+        scratch: Scratch,
+        requests: Requests,
+        replies: WriteReplies,
         slow: Slow,
-        rules: Rules,
         tally: Tally,
         reporter: Reporter,
         now: Callable[[], float],
         looks_s: Sequence[float],
+        unconfined: str,
     ) -> None:
         """`follower` connects as an application's user, `ours` as Exodus.
 
-        Both sides are asked again after each pause of `looks_s`.
+        Both sides are asked again after each pause of `looks_s`. `unconfined` says why no script
+        that writes is tried; empty: such scripts are.
         """
         self._engine = engine
+        self._unconfined = unconfined
         self._looks_s = looks_s
         self._copies = copies
         self._authority = authority
         self._follower = follower
         self._ours = ours
-        self._table = table
+        self._scratch = scratch
+        self._requests = requests
+        self._replies = replies
         self._slow = slow
-        self._rules = rules
         self._tally = tally
         self._reporter = reporter
         self._now = now
-        self._scratch = Scratch(engine, ours, follower)
         self._pending: list[Pending] = []
         self._waiting: dict[tuple[int, tuple[bytes, ...]], Pending] = {}
         self._numbers = 0
@@ -122,20 +117,23 @@ class Judge:
         """Return the number of replies that wait to be asked for again."""
         return len(self._pending)
 
-    def keys_of(self, exchange: Exchange) -> list[Key]:
-        """Return the keys of a request, or of a transaction; it was sampled by the first."""
-        names = [name for args in exchange.requests for name in self._table.of(args).keys(args)]
-        return [(exchange.db, name) for name in dict.fromkeys(names)]
+    @property
+    def waiting(self) -> Counter[str]:
+        """Return how many replies of each command wait to be asked again."""
+        names = (pending.exchange.command for pending in self._pending)
+        return Counter(name.decode("ascii", "replace") for name in names)
 
     async def take(self, exchanges: Iterable[Exchange]) -> None:
         """Try exchanges on the follower, once it has what the journal has."""
         several = list(exchanges)
-        await self._copies.seed(key for each in several for key in self.keys_of(each))
+        await self._copies.seed(key for each in several for key in self._requests.keys_of(each))
         await self._copies.keep_up()
         for each in several:
-            if each.write:
-                self._reporter.writes.add(each, self.keys_of(each))
-            await self._one(each)
+            if not each.write:
+                await self._one(each)
+                continue
+            self._reporter.writes.add(each, self._requests.keys_of(each))
+            await self._replies.wrote(each, tried=await self._one(each))
 
     async def look_again(self) -> None:
         """Ask again for the replies whose pause is over."""
@@ -154,79 +152,55 @@ class Judge:
 
     # ------------------------------------------------------------------ one exchange
 
-    async def _one(self, exchange: Exchange) -> None:
-        keys, row = self.keys_of(exchange), self._tally.row(exchange.command)
+    async def _one(self, exchange: Exchange) -> bool:
+        """Try an exchange; return whether the reply to a write can be compared next."""
+        keys, row = self._requests.keys_of(exchange), self._tally.row(exchange.command)
         why_not = self._why_not(exchange, keys)
-        if why_not:
+        if why_not in OUTCOMES:
             row[why_not] += 1
-            return
+            return False
+        if why_not:
+            self._tally.left(exchange.command, why_not)
+            return False
         await self._copies.copy(key for key in keys if self._copies.joined(key))
         if exchange.write:
-            await self._try_write(exchange, keys, row)
-        else:
-            await self._try_read(exchange, keys, row)
+            return await self._try_write(exchange, keys, row)
+        await self._try_read(exchange, keys, row)
+        return False
 
     def _why_not(self, exchange: Exchange, keys: list[Key]) -> str:
         if any(key in self._copies.state.filtered for key in keys):
             return "excluded"
         names = {args[0].upper() for args in exchange.requests}
-        if names & NOT_COMPARABLE or not keys or self._renamed(exchange) is None:
+        if names & NOT_COMPARABLE or not keys or self._requests.wire(exchange) is None:
             return "not_comparable"
-        if any(self._rules.never(args[0].upper(), args) for args in exchange.requests):
+        if any(self._requests.rules.never(args[0].upper(), args) for args in exchange.requests):
             return "not_comparable"
         if names & self._slow.names or exchange.command in self._slow.names:
             return "not_tried"
-        seeded = all(key in self._copies for key in keys)
-        return "" if seeded and all(map(self._allowed, exchange.requests)) else "not_tried"
+        if not all(key in self._copies for key in keys):
+            return "not_tried"
+        return next((why for args in exchange.requests if (why := self._not_allowed(args))), "")
 
-    def _allowed(self, args: list[bytes]) -> bool:
-        """Whether a request may be tried: a known command at a bounded cost, or any plain one of a
-        key, as an application's user.
+    def _not_allowed(self, args: list[bytes]) -> str:
+        """Return why a request may not be tried. A known command at a bounded cost may, and any
+        plain one of a key, as an application's user.
         """
-        command, plan = self._table.of(args), self._engine.plan
+        command, plan = self._requests.table.of(args), self._engine.plan
         if args[0].upper() in (COMPARED_WRITES if command.write else COMPARED_READS):
-            return True
+            return ""
         if plan.compare_user is None or not command.known:
-            return False
+            return "not_tried"
         if command.script:
-            return (
-                self._engine.route.shadow_scripts
-                and plan.compare_scripts
-                and not command.write
-                and bool(command.keys(args))
-            )
-        return command.plain and command.keys(args) == args[1:2]
-
-    def _renamed(self, exchange: Exchange) -> list[list[bytes]] | None:
-        """The requests as they have to be asked of the target; None where one names its key
-        elsewhere than most do, or where their keys are in several databases there.
-        """
-        if not self._engine.scope.renames:
-            return list(exchange.requests)
-        found: list[list[bytes]] = []
-        dbs: set[int] = set()
-        for args in exchange.requests:
-            if len(args) < 2 or self._table.of(args).keys(args) != [args[1]]:
-                return None
-            db, name = self._engine.scope.target_key(exchange.db, args[1])
-            dbs.add(db)
-            found.append([args[0], name, *args[2:]])
-        return found if len(dbs) == 1 else None
-
-    def _place(self, key: Key) -> Key:
-        return self._engine.scope.target_key(*key) if self._engine.scope.renames else key
+            if not self._engine.route.shadow_scripts or not plan.compare_scripts:
+                return SCRIPTS_OFF
+            if not command.keys(args):
+                return "not_tried"
+            return self._unconfined if command.write else ""
+        return "" if command.plain and command.keys(args) == args[1:2] else "not_tried"
 
     def _version(self, keys: list[Key]) -> int:
         return sum(self._copies.version(key) for key in keys)
-
-    def _same(self, exchange: Exchange, here: Reply, there: Reply) -> bool:
-        """Whether two replies mean the same; those of a transaction one by one."""
-        if not exchange.transaction or not isinstance(here, list) or not isinstance(there, list):
-            return self._rules.equivalent(exchange.command, here, there, exchange.args)
-        return len(here) == len(there) and all(
-            self._rules.equivalent(args[0].upper(), one, other, args)
-            for args, one, other in zip(exchange.requests, here, there, strict=False)
-        )
 
     # ------------------------------------------------------------------ reads
 
@@ -251,20 +225,21 @@ class Judge:
             row["infrastructure"] += 1
             return
         row["compared"] += 1
-        if self._same(exchange, here, there):
+        row["by_reply"] += 1
+        if self._requests.same(exchange, here, there):
             await self._equal(exchange, keys, row)
         else:
             self._wait(exchange, keys, here, row)
 
     async def _ask_follower(self, exchange: Exchange, keys: list[Key]) -> Reply:
-        wire = exchange.wire(self._renamed(exchange))
-        return (await self._follower.ask_all(self._place(keys[0])[0], wire))[-1]
+        wire = self._requests.wire(exchange) or []  # `_why_not` saw to it that there is one
+        return (await self._follower.ask_all(self._requests.place(keys[0])[0], wire))[-1]
 
     def _wait(self, exchange: Exchange, keys: list[Key], here: Reply, row: Counter[str]) -> None:
         identity = _identity(exchange)
         same = self._waiting.get(identity)
         if same is not None or len(self._pending) >= COMPARE_PENDING_MAX:
-            moved = same is not None and not self._same(exchange, same.here, here)
+            moved = same is not None and not self._requests.same(exchange, same.here, here)
             self._tally.undecided(row, MOVED if moved else WAITS if same else CROWDED)
             return
         self._numbers += 1
@@ -288,7 +263,7 @@ class Judge:
             # The authority is asked last: what it says now, the follower had time to come to.
             here = (
                 pending.here
-                if self._is_script(exchange)
+                if self._requests.is_script(exchange)
                 else (await self._authority.ask_all(exchange.db, exchange.wire()))[-1]
             )
         except TooSlow:
@@ -297,7 +272,7 @@ class Judge:
         why = self._why_undecided(pending, here, there)
         if error_code(there) in INFRASTRUCTURE or error_code(here) in INFRASTRUCTURE:
             row["infrastructure"] += 1
-        elif why != MOVED and self._same(exchange, here, there):
+        elif why != MOVED and self._requests.same(exchange, here, there):
             await self._equal(exchange, keys, row)
             row["late"] += 1
         elif why:
@@ -317,7 +292,7 @@ class Judge:
         exchange = pending.exchange
         if error_code(here) == "NOPERM" and error_code(pending.here) != "NOPERM":
             return NOT_ALLOWED
-        if not self._runs_on(exchange) and not self._same(exchange, pending.here, here):
+        if not self._runs_on(exchange) and not self._requests.same(exchange, pending.here, here):
             return MOVED
         if self._version(pending.keys) != pending.version:
             return WRITTEN
@@ -340,8 +315,8 @@ class Judge:
             keys,
             pending.here,
             there,
-            rule=self._rules.of(exchange.command, exchange.args).rule,
-            script=self._is_script(exchange),
+            rule=self._requests.rules.of(exchange.command, exchange.args).rule,
+            script=self._requests.is_script(exchange),
         )
         if self._engine.plan.compare_repair:
             await self._copies.copy(keys)
@@ -355,44 +330,54 @@ class Judge:
         """Whether the reply is another one later although nothing is written."""
         return any(args[0].upper() in TIME_LEFT for args in exchange.requests)
 
-    def _is_script(self, exchange: Exchange) -> bool:
-        return any(self._table.of(args).script for args in exchange.requests)
-
     # ------------------------------------------------------------------ writes
 
-    async def _try_write(self, exchange: Exchange, keys: list[Key], row: Counter[str]) -> None:
-        """Whether the target accepts a write, tried on scratch copies of its keys."""
-        places = [self._place(key) for key in keys]
-        wire = exchange.wire(self._renamed(exchange))
+    async def _try_write(self, exchange: Exchange, keys: list[Key], row: Counter[str]) -> bool:
+        """Try a write on scratch copies of its keys; return whether the target takes it, or only
+        misses the state that it needs.
+        """
+        places = [self._requests.place(key) for key in keys]
+        wire = self._requests.wire(exchange) or []  # as for reads
         try:
-            there = (await self._scratch.tried(places[0][0], [name for _, name in places], wire))[
-                -1
-            ]
+            script = self._requests.is_script(exchange)
+            names = [name for _, name in places]
+            there = (await self._scratch.tried(places[0][0], names, wire, script=script))[-1]
         except TooSlow:
             await self._try_no_more(exchange, row)
-            return
+            return False
         except NoScratch as exc:
-            row["not_tried"] += 1
-            self._tally.not_tried[str(exc)] += 1
-            return
+            self._tally.left(exchange.command, str(exc))
+            return False
         except NoDatabase as exc:
             row["divergences"] += 1
             await self._reporter.refused(exchange, keys, str(exc))
-            return
-        here = parse(exchange.reply)
-        codes, codes_there = _codes(here), _codes(there)
+            return False
+        return await self._took(exchange, keys, row, there)
+
+    async def _took(
+        self, exchange: Exchange, keys: list[Key], row: Counter[str], there: Reply
+    ) -> bool:
+        """Judge whether the target took a write; otherwise as `_try_write`."""
+        codes, codes_there = codes_of(parse(exchange.reply)), codes_of(there)
         if INFRASTRUCTURE.intersection(codes + codes_there):
             row["infrastructure"] += 1
-            return
+            return False
         row["compared"] += 1
         if codes == codes_there:
-            await self._equal(exchange, keys, row)
-        elif "NOPERM" in codes_there or await self._lacks(exchange):
+            row["equal"] += 1
+            await self._reporter.accepted(keys, exchange.command.decode("ascii", "replace"))
+            return True
+        said = next((str(each) for each in _elements(there) if error_code(each) is not None), "")
+        leaves = self._requests.is_script(exchange) and would_leave(said)
+        if leaves or "NOSCRIPT" in codes_there:
+            self._tally.undecided(row, LEAVES_COPIES if leaves else NO_SCRIPT)
+            return False
+        if cause_of_refusal(said) is not Cause.UNKNOWN or await self._lacks(exchange):
             row["divergences"] += 1
-            said = next(str(each) for each in _elements(there) if error_code(each) is not None)
             await self._reporter.refused(exchange, keys, said)
-        else:
-            self._tally.undecided(row, REFUSED_STATE)
+            return False
+        self._tally.undecided(row, REFUSED_STATE)
+        return True
 
     async def _lacks(self, exchange: Exchange) -> bool:
         """Whether the target lacks a command, rather than the state that it needs."""
@@ -405,15 +390,9 @@ class Judge:
     # ------------------------------------------------------------------ what takes too long
 
     async def _try_no_more(self, exchange: Exchange, row: Counter[str]) -> None:
-        self._slow.names.add(exchange.command)
         row["too_slow"] += 1
-        if self._is_script(exchange):  # its server serves nobody else until it ends
-            self._slow.script_runs = True
-            # A busy server may begin the script only after a first SCRIPT KILL: only the reply
-            # shows that it ended.
-            while not await self._follower.ends_within(VERDICTS_KILL_S):
-                await kill_script(self._ours)
-            self._slow.script_runs = False
+        script = self._requests.is_script(exchange)
+        await try_no_more(exchange.command, self._slow, self._follower, self._ours, script=script)
 
 
 def _identity(exchange: Exchange) -> tuple[int, tuple[bytes, ...]]:
@@ -423,8 +402,3 @@ def _identity(exchange: Exchange) -> tuple[int, tuple[bytes, ...]]:
 def _elements(reply: Reply) -> list[Reply]:
     """A reply and, of a transaction, what is in it."""
     return [reply, *reply] if isinstance(reply, list) else [reply]
-
-
-def _codes(reply: Reply) -> list[str | None]:
-    """The error codes of a reply, of a transaction command by command."""
-    return [error_code(each) for each in reply] if isinstance(reply, list) else [error_code(reply)]

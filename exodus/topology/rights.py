@@ -35,6 +35,8 @@ SINCE: dict[str, dict[str, Version]] = {
     "acl|dryrun": {"redis": (7, 0), "valkey": (7, 2)},
     "client|no-touch": {"redis": (7, 2), "valkey": (7, 2)},
     "lcs": {"redis": (7, 0), "valkey": (7, 2)},
+    "lmpop": {"redis": (7, 0), "valkey": (7, 2)},
+    "zmpop": {"redis": (7, 0), "valkey": (7, 2)},
     "sintercard": {"redis": (7, 0), "valkey": (7, 2)},
     "zintercard": {"redis": (7, 0), "valkey": (7, 2)},
     "hpexpiretime": {"redis": (7, 4), "valkey": (9, 0)},
@@ -326,7 +328,15 @@ RIGHTS = (
         without="what the target refuses is listed as a difference",
     ),
     Right(
-        _words("copy"),
+        _words("blpop brpop bzpopmin bzpopmax"),
+        _COMPARER,
+        "the applications' blocking pops, played on scratch keys; compare_user plays them instead, "
+        "where it is named",
+        frozenset({Side.TARGET}),
+        without="they are not played, and Pre-test says so",
+    ),
+    Right(
+        _words("copy dbsize"),
         _COMPARER,
         "scratch copies, on which Compare tries writes",
         frozenset({Side.TARGET}),

@@ -6,11 +6,12 @@ from __future__ import annotations
 
 import asyncio
 
+import orjson
 import pytest
 
 from exodus.net.client import answered
 from exodus.plan.vocabulary import Side
-from tasks.comparison import _convergence
+from tasks.comparison import _convergence, _figures
 from tasks.context import Opened
 from tests.support.comparing import comparing, row_of
 from tests.support.local_migration import LocalMigration
@@ -71,3 +72,22 @@ async def test_a_key_that_is_written_all_the_time_is_not_judged(local: LocalMigr
     assert [row["key"] for row in found["differ"]] == ["spoiled"]
     assert {row["key"] for row in found["inconclusive"]} <= {"hot", "renewed"}
     assert source.get("spoiled") == b"1"
+
+
+async def test_runs_accumulate_until_their_evidence_is_too_old(local: LocalMigration) -> None:
+    """A key that two runs judged counts once; a run of before the limit does not count."""
+    local.plan = local.plan.model_copy(update={"evidence_hours_max": 1.0})
+    store, names = local.store, local.store.keys
+    now_ms = await store.now_ms()
+    judged = {1: range(500), 2: range(100), 3: range(50, 150)}  # by the salt of a run
+    for salt, keys in judged.items():
+        await answered(store.client.pfadd(names.judged(salt), *[f"k{number}" for number in keys]))
+    for salt, age_ms in ((1, 2 * 3_600_000), (2, 60_000)):
+        run = {"at_ms": now_ms - age_ms, "salt": salt}
+        await answered(store.client.rpush(names.comparisons, orjson.dumps(run)))
+    await local.change(shadow_rate=0.5, shadow_salt=3)
+    found = await _figures(Opened(local.plan, store, local.plan), [])
+    assert [run["salt"] for run in found["runs"]] == [2, 3]
+    keys = int(found["bound"].split(" of ")[1].split(" keys")[0])
+    assert 147 <= keys <= 153  # 150, as nearly as a sketch counts
+    assert found["bound"].startswith("0 of ")

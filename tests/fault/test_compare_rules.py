@@ -36,6 +36,16 @@ CASES = [
     (ReplyRule.APPROXIMATE, ["PFADD k a b c"], "PFADD k d e f g h", "PFCOUNT k"),
     (ReplyRule.EXPIRY, ["SET k v", f"PEXPIREAT k {_FAR}"], f"PEXPIREAT k {_FAR + 1000}", "PTTL k"),
     (ReplyRule.EXPIRY, ["SET k v", f"PEXPIREAT k {_FAR}"], "PERSIST k", "TTL k"),
+    (
+        ReplyRule.NUMERIC,
+        ["ZADD k 443343.1234567 m"],
+        "ZADD k 1.5 m",
+        "ZADD k INCR 1 m",
+    ),
+    (ReplyRule.DRAWN, ["SADD k a b c d"], "DEL k", "SRANDMEMBER k"),
+    (ReplyRule.DRAWN, ["SADD k a b c d"], "SREM k b c", "SRANDMEMBER k 3"),
+    (ReplyRule.DRAWN, ["HSET k a 1 b 2 c 3"], "HDEL k a b", "HRANDFIELD k 2 WITHVALUES"),
+    (ReplyRule.DRAWN, ["ZADD k 1 a 2 b 3 c"], "ZREM k a b", "ZRANDMEMBER k 2 WITHSCORES"),
     (ReplyRule.EXACT, ["RPUSH k a"], "DEL k", "GET k"),  # an error on one side only
 ]
 

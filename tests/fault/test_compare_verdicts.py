@@ -122,12 +122,13 @@ async def test_what_flushes_a_database_is_followed(local: LocalMigration) -> Non
 async def test_nothing_is_confirmed_while_keys_are_written_all_the_time(
     local: LocalMigration,
 ) -> None:
-    stop = asyncio.Event()
+    stop, written = asyncio.Event(), [0, 0, 0]
 
-    async def write(number: int) -> int:
-        app, writes = local.app(), 0
+    async def write(number: int) -> None:
+        app = local.app()
         while not stop.is_set():
-            writes += 1
+            written[number] += 1
+            writes = written[number]
             key, other = f"{number}:{writes % 100}", f"{number}:{(writes + 50) % 100}"
             await app.incr("hot")
             await app.get("hot")
@@ -139,13 +140,15 @@ async def test_nothing_is_confirmed_while_keys_are_written_all_the_time(
             await app.lpush(f"l{key}", writes)
             await app.ltrim(f"l{key}", 0, 9)
             await asyncio.sleep(0.01)
-        return writes
+
+    async def enough() -> bool:
+        return min(written) > 250
 
     async with comparing(local):
         writing = [asyncio.create_task(write(number)) for number in range(3)]
-        await asyncio.sleep(8)
+        await until(enough, within_s=90, otherwise="the applications came to nothing")
         stop.set()
-        assert min(await asyncio.gather(*writing)) > 100
+        await asyncio.gather(*writing)
 
         async def settled() -> bool:
             (beat,) = await heartbeats(local.store, "comparer")

@@ -113,7 +113,7 @@ async def test_sampled_requests_do_not_stay_in_the_control_store(
     async def trimmed() -> bool:  # while others come
         await app.set("another", "value")
         entries = await answered(local.store.client.xrange(name))
-        return bool(entries) and all(b"first" not in fields[b"q"] for _, fields in entries)
+        return bool(entries) and all(b"first" not in fields[b"p"] for _, fields in entries)
 
     await until(trimmed, within_s=10, otherwise="what was old stayed")
 

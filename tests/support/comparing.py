@@ -1,10 +1,14 @@
-"""A comparer in the test's own process, and what it has counted and found."""
+"""A comparer in the test's own process, or in one of its own; what it has counted and found."""
 
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import orjson
@@ -14,7 +18,9 @@ from exodus.control.route import read_route
 from exodus.net.client import answered
 from exodus.plan.vocabulary import JournalMode
 from exodus.shadow.comparer import Comparer
+from exodus.stack.processes import Started, start
 from tests.support.local_migration import LocalMigration
+from tests.support.process import migration_file
 from tests.support.wait import until
 
 LOOKS_S = (0.05, 0.5, 2.0)  # The last look of the product comes 5 s later: tests would wait for it.
@@ -42,6 +48,60 @@ async def comparing(local: LocalMigration) -> AsyncIterator[None]:
         await task
 
 
+class ComparerProcesses:
+    """Comparers as processes of their own, one after the other."""
+
+    def __init__(self, local: LocalMigration) -> None:
+        self._local = local
+        self._file = migration_file(local)
+        self._running: list[Started] = []
+
+    async def begin(self) -> None:
+        command = [sys.executable, "-m", "exodus.cli.app", "comparer", "--file", str(self._file)]
+        name = f"comparer-{len(self._running)}"
+        started = start(
+            name, [*command, "--id", "comparer"], log=Path(self._local.folder / f"{name}.log")
+        )
+        self._running.append(started)
+
+        async def compares() -> bool:
+            return any(
+                beat.pid == started.process.pid and beat.state == "comparing" and not beat.why
+                for beat in await heartbeats(self._local.store, "comparer")
+            )
+
+        await until(compares, within_s=30, otherwise="the comparer did not begin")
+
+    async def kill(self) -> None:
+        """-9, once it has written down where it is."""
+        process = self._running[-1].process
+        os.kill(process.pid, signal.SIGKILL)
+        await asyncio.to_thread(process.wait, 10)
+
+    def end(self) -> None:
+        for started in self._running:
+            if started.process.poll() is None:
+                started.process.terminate()
+                started.process.wait(20)
+
+
+@asynccontextmanager
+async def comparing_apart(
+    local: LocalMigration, rate: float = 1.0
+) -> AsyncIterator[ComparerProcesses]:
+    """A comparer as a process of its own, over a gateway in the test's process."""
+    await local.store.save_plan(local.plan)
+    await local.gateway()
+    await local.start_live_sync()
+    await local.change(journal=JournalMode.SAMPLE, sync=False, shadow_rate=rate, shadow_salt=7)
+    comparers = ComparerProcesses(local)
+    try:
+        await comparers.begin()
+        yield comparers
+    finally:
+        comparers.end()
+
+
 async def comparer_follows(local: LocalMigration) -> None:
     epoch = (await read_route(local.store)).epoch
 
@@ -60,6 +120,21 @@ async def row_of(local: LocalMigration, command: str, outcome: str, count: int =
         return beat.facts.rows.get(command, {}).get(outcome, 0) >= count
 
     await until(seen, within_s=15, otherwise=f"no {command} was counted as {outcome}")
+
+
+async def quiet(local: LocalMigration) -> None:
+    """Wait until the comparer has judged everything, and knows that nobody has written its keys for
+    a while: no journal entry that is under way copies a key again.
+
+    Of what a test has sent, some outcome must have been seen before.
+    """
+
+    async def settled() -> bool:
+        (beat,) = await heartbeats(local.store, "comparer")
+        facts = beat.facts
+        return not facts.behind and not facts.pending and not facts.keys_unsettled
+
+    await until(settled, within_s=30, otherwise="the comparer did not come to an end")
 
 
 async def counted(local: LocalMigration, command: str) -> dict[str, int]:

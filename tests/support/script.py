@@ -45,7 +45,7 @@ class Recorder:
     def learn_command(self, args: list[bytes], db: int) -> None:
         self.calls.append(("learn_command", args, db))
 
-    def shadow(self, db: int, request: bytes, reply: bytes, *, write: bool) -> None:
+    def shadow(self, db: int, request: bytes, reply: bytes, write: bool) -> None:
         self.calls.append(("shadow", db, request, reply, write))
 
     def ask_follower(self, read: CanaryRead, request: bytes, protocol: int) -> None:

@@ -154,6 +154,8 @@ class Admission:
                 return
             first = keys[0]
         sampled = orders.shadow_below > 0 and orders.sampled(first)
+        if pending.write and len(pending.keys) == 1 and pending.keys[0] is first:
+            pending.sampled_as = orders.rule if sampled else -orders.rule
         if not sampled and not orders.canary_below:
             return  # by far the most
         why_not = self._why_not_picked(pending, start != end)
@@ -185,8 +187,6 @@ class Admission:
         if not command.plain:
             if not command.script:
                 return "it may block, or does more than its reply says"
-            if pending.write:
-                return "a script that may write"
             if not parts.orders.shadow_scripts:
                 return "a script, and compare_scripts is off"
         if parts.replies.silence_asked:

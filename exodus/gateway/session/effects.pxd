@@ -15,7 +15,7 @@ cdef class Effects:
     cdef public SessionParts parts
     cdef public list intents, barriers
 
-    @cython.locals(parts=SessionParts, predicted=Prediction, db=Py_ssize_t, key=bytes)
+    @cython.locals(parts=SessionParts, predicted=Prediction, orders=Orders, db=Py_ssize_t, key=bytes)
     cdef intend(self, Pending pending)
     @cython.locals(parts=SessionParts, orders=Orders, journals=bint, intents=list, barriers=list)
     cdef log(self)

@@ -48,6 +48,9 @@ class Effects:
             and not pending.elsewhere
         ):
             # The common case, one command in one database, needs no list of its own.
+            orders = parts.orders
+            if orders.journal is _SAMPLE and orders.rule and pending.sampled_as == -orders.rule:
+                return  # by far the most while keys are sampled
             db = predicted.db
             for key in pending.keys:
                 self.intents.append((db, key))
@@ -103,10 +106,13 @@ class Effects:
             return
         db = parts.state.db
         if orders.journal is _SAMPLE:
-            for key in pending.keys:
-                if orders.sampled(key):
-                    marks.append((db, key))  # noqa: PERF401 - likewise
-            marks.extend([entry for entry in pending.elsewhere if orders.sampled(entry[1])])
+            # Another rule may be in force since the request was admitted.
+            if not orders.rule or pending.sampled_as != -orders.rule:
+                for key in pending.keys:
+                    if orders.sampled(key):
+                        marks.append((db, key))  # noqa: PERF401 - likewise
+            if pending.elsewhere:
+                marks.extend([entry for entry in pending.elsewhere if orders.sampled(entry[1])])
             return
         for key in pending.keys:
             marks.append((db, key))  # noqa: PERF401 - no closure in the compiled form

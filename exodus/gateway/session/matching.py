@@ -131,7 +131,7 @@ class Matching:
                 return self.waiting.compare(pending.canary, pending.raw, frame, failed)
             parts.replies.edits -= 1
             if not failed:
-                parts.out.shadow(parts.state.db, pending.raw, frame, write=pending.write)
+                parts.out.shadow(parts.state.db, pending.raw, frame, pending.write)
         return frame
 
     def _was_own(self, pending: Pending, reply: Reply, now: float) -> bool:

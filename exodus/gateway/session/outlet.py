@@ -29,7 +29,7 @@ class Outlet(Protocol):
     def learn_command(self, args: list[bytes], db: int) -> None:
         """Learn a command that no server has described, and mark the keys of this request."""
 
-    def shadow(self, db: int, request: bytes, reply: bytes, *, write: bool) -> None:
+    def shadow(self, db: int, request: bytes, reply: bytes, write: bool) -> None:
         """Offer a sampled request and its reply to the comparer."""
 
     def ask_follower(self, read: CanaryRead, request: bytes, protocol: int) -> None:

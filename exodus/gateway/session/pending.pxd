@@ -15,7 +15,7 @@ cdef list _NO_KEYS, _NOWHERE_ELSE
 cdef class Pending:
     cdef public Command command
     cdef public double since
-    cdef public Py_ssize_t size, expected
+    cdef public Py_ssize_t size, expected, sampled_as
     cdef public int reply_mode
     cdef public bytes key, raw, substitute, rewritten, text
     cdef public list keys, elsewhere, names, undescribed

@@ -40,6 +40,7 @@ class Pending:
         "refused_elsewhere",
         "reply_mode",
         "rewritten",
+        "sampled_as",
         "select",
         "shadowed",
         "since",
@@ -76,6 +77,8 @@ class Pending:
             self.barrier: Barrier | None = None
             self.block: Timeout | None = None
             self.deadline: float | None = None
+            # The `Orders.rule` by which its only key is sampled; negative: by which it is not
+            self.sampled_as = 0
             self.shadowed = False  # picked for the comparer, or as a canary read
             self.canary: CanaryRead | None = None
             self.rewritten: bytes | None = None  # sent in place of the client's bytes

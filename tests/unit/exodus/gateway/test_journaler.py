@@ -32,6 +32,17 @@ def test_marks_are_kept_once_and_taken_once() -> None:
     assert len(woken) == 2
 
 
+def test_each_write_is_a_mark_while_only_sampled_keys_are_journalled() -> None:
+    """Compare counts them: a write that it did not see shows."""
+    marks = Marks(lambda: None)
+    marks.each = True
+    marks.add([(0, b"a"), (0, b"b")], None)
+    marks.add([(0, b"a")], None)
+    assert len(marks) == 3
+    assert marks.take()[0] == [(0, b"a"), (0, b"b"), (0, b"a")]
+    assert not marks
+
+
 def test_an_intent_without_room_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     missed: list[object] = []
     log = IntentLog(tmp_path, missed.append)

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import random
+from zlib import crc32
+
 from exodus.plan.sample import KeySample, name_test
+from exodus.plan.share import in_share
 
 
 def test_no_patterns_cost_no_test() -> None:
@@ -22,3 +26,14 @@ def test_the_share_is_of_hashes_and_follows_the_salt() -> None:
     assert all(800 < len(found) < 1_200 for found in chosen)
     assert len(chosen[0] & chosen[1]) < 300
     assert not any(KeySample(0.0, 1).test()(key) for key in keys)
+
+
+def test_the_hash_is_zlib_s_crc32_in_the_compiled_form_too() -> None:
+    """Gateways of both forms sample the same keys."""
+    chance = random.Random(1)
+    for _ in range(5_000):
+        key = chance.randbytes(chance.randrange(40))
+        salt = chance.choice([0, 2**31, 2**32 - 1, chance.randrange(2**32)])
+        found = crc32(key, salt)
+        assert in_share(key, found + 1, salt)
+        assert not in_share(key, found, salt)

@@ -60,3 +60,13 @@ def test_all_findings_are_accepted_by_name_or_none() -> None:
     assert why("1:odd\\nname state", left) is None
     assert why("0:k GET\n1:odd\\nname state", left) is None
     assert "1 finding(s)" in str(why("0:k GET", left))
+
+
+def test_a_command_whose_writes_all_lead_elsewhere_is_a_finding() -> None:
+    """Writes past the gateway do that to some of them only."""
+    rows = [{"command": "LPOP", "compared": 5}, {"command": "INCR", "compared": 9, "by_reply": 1}]
+    (found,) = findings(rows, [], {"LPOP": 3, "INCR": 8, "SADD": 2})
+    assert found["name"] == "LPOP effect"
+    why = why_not_accepted([found], "", still_open={"LPOP effect"})
+    assert "1 finding(s) are neither resolved nor accepted" in str(why)
+    assert why_not_accepted([found], "LPOP effect", still_open={"LPOP effect"}) is None
