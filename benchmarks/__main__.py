@@ -9,7 +9,17 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks import backfill, capture, compare, cutover, gateway, livesync, memory, verify
+from benchmarks import (
+    backfill,
+    capture,
+    cluster,
+    compare,
+    cutover,
+    gateway,
+    livesync,
+    memory,
+    verify,
+)
 from benchmarks.result import Result
 
 
@@ -39,6 +49,7 @@ BENCHMARKS: dict[str, tuple[Callable[..., Result | list[Result]], ...]] = {
     "cutover": (cutover.measure,),
     "capture": (capture.measure,),
     "compare": (compare.measure,),
+    "cluster": (cluster.measure,),
 }
 
 

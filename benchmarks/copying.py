@@ -46,7 +46,7 @@ class Data:
         """
         return question if self.name == "random" else f"{question}-{self.name}"
 
-    def load(self, source: redis.Redis) -> None:
+    def load(self, source: redis.Redis | redis.RedisCluster) -> None:
         """Write them, a fifth of them with an expiry."""
         draw = random.Random(1)  # noqa: S311 - reproducible, not secret
         source.flushall()

@@ -45,7 +45,7 @@ class Rig:
         server = start_server(
             kind,
             name=name,
-            port=free_port(),
+            port=int(config.pop("port", 0)) or free_port(),
             folder=home.data,
             log=home.log(name),
             password_file=home.secret("exodus"),

@@ -1,5 +1,5 @@
-"""One Redis or Valkey server, or a service behind Sentinel. By default its secrets stay in files or
-variables of the worker.
+"""One Redis or Valkey server, a service behind Sentinel, or a cluster. By default its secrets stay
+in files or variables of the worker.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from prefect.blocks.core import Block
 from pydantic import Field, SecretStr
 
 from exodus.errors import OperatorError
-from exodus.plan.address import Address, Place, Service
+from exodus.plan.address import Address, Cluster, Place, Service
 
 _TLS = ("ca_file", "cert_file", "key_file", "server_name")
 _SENTINEL = (
@@ -26,8 +26,8 @@ _SENTINEL = (
 
 
 class RedisEndpoint(Block):
-    """A Redis or Valkey server, or a master with replicas behind Sentinel: address, login and
-    TLS.
+    """A Redis or Valkey server, a master with replicas behind Sentinel, or a cluster: address,
+    login and TLS.
     """
 
     _block_type_name: ClassVar[str | None] = "RedisEndpoint"
@@ -40,7 +40,7 @@ class RedisEndpoint(Block):
         default="",
         title="URL",
         description="redis://user@host:port, or rediss:// for TLS, without the password; empty "
-        "where Sentinels are named",
+        "where Sentinels or a cluster are named",
     )
     sentinels: list[str] = Field(
         default=[], title="Sentinels", description="host:port of each Sentinel, in place of a URL"
@@ -50,10 +50,15 @@ class RedisEndpoint(Block):
         title="Service",
         description="Name by which the Sentinels know the master",
     )
-    username: str | None = Field(
-        default=None, title="User", description="ACL user, where Sentinels are named"
+    cluster: list[str] = Field(
+        default=[],
+        title="Cluster",
+        description="host:port of some nodes of a cluster, in place of a URL",
     )
-    tls: bool = Field(default=False, title="TLS", description="Use TLS, where Sentinels are named")
+    username: str | None = Field(
+        default=None, title="User", description="ACL user, where no URL names it"
+    )
+    tls: bool = Field(default=False, title="TLS", description="Use TLS, where no URL names it")
     password_file: str | None = Field(
         default=None,
         title="Password file",
@@ -126,12 +131,18 @@ class RedisEndpoint(Block):
     )
 
     def place(self, field: str) -> Place:
-        """Return the server's or service's address for the engine.
+        """Return the address of the server, the service or the cluster for the engine.
 
         Raises:
             exodus.errors.OperatorError: the URL is invalid.
-            pydantic.ValidationError: a field of the service is.
+            pydantic.ValidationError: a field of the service or the cluster is.
         """
+        if self.cluster:
+            given = ("username", "tls", "password", "password_file", "password_env", "address_map")
+            return Cluster(
+                cluster=tuple(self.cluster),
+                **{name: getattr(self, name) for name in (*given, *_TLS)},
+            )
         if not self.sentinels and not self.service:
             return self.address(field)
         names = ("username", "tls", *_TLS, *_SENTINEL)
@@ -149,12 +160,13 @@ class RedisEndpoint(Block):
         """Return the address of a single server, as a control store is.
 
         Raises:
-            exodus.errors.OperatorError: the URL is invalid, or Sentinels are named.
+            exodus.errors.OperatorError: the URL is invalid, or Sentinels or a cluster are named.
         """
-        if self.sentinels or self.service:
+        if self.sentinels or self.service or self.cluster:
+            named = "a cluster" if self.cluster else "Sentinels"
             raise OperatorError(
-                f"{field} is one server, and its block names Sentinels",
-                why="only source and target may be behind Sentinel",
+                f"{field} is one server, and its block names {named}",
+                why="only source and target may be behind Sentinel, or clusters",
                 next_step=f"give the block of {field} a URL",
             )
         return Address.parse(

@@ -51,8 +51,18 @@ def _block(place: Place, field: str, *, with_secrets: bool) -> RedisEndpoint:
         password_env=None if with_secrets else place.password_env,
         server_name=place.server_name,
         **{name: _absolute(getattr(place, name)) for name in ("ca_file", "cert_file", "key_file")},
-        **({"url": place.url} if isinstance(place, Address) else _service(place)),
+        **_where(place),
     )
+
+
+def _where(place: Place) -> dict[str, Any]:
+    """Return the fields of a block that say where a place is."""
+    if isinstance(place, Address):
+        return {"url": place.url}
+    if isinstance(place, Service):
+        return _service(place)
+    plain = ("username", "tls", "address_map")
+    return {"cluster": list(place.cluster), **{name: getattr(place, name) for name in plain}}
 
 
 def _service(service: Service) -> dict[str, Any]:

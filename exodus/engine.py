@@ -78,7 +78,9 @@ class Engine:
 
     @property
     def run_ids(self) -> dict[Side, str]:
-        """Return the lives of both servers: run ids, and failovers where Sentinel makes any."""
+        """Return the lives of both sides: run ids of their servers, and failovers where there are
+        any.
+        """
         return {
             self.route.authority: self.authority_facts.life,
             self.route.follower: self.follower_facts.life,
@@ -104,9 +106,11 @@ class Engine:
             await authority.close()
             raise
 
-    async def copier(self, guard: Guard, *, name: str = "exodus") -> Copier:
-        """Connections for one task."""
-        authority = await self.authority_leg(name=name)
+    async def copier(
+        self, guard: Guard, *, name: str = "exodus", node: str | None = None
+    ) -> Copier:
+        """Connections for one task. `node` is the one whose keys it scans."""
+        authority = await self.authority_leg(name=name, node=node)
         try:
             follower = await self.follower.connect(name=name)
         except BaseException:
@@ -125,11 +129,11 @@ class Engine:
             keep_usage=self.plan.keep_usage,
         )
 
-    async def authority_leg(self, *, name: str) -> Leg:
+    async def authority_leg(self, *, name: str, node: str | None = None) -> Leg:
         """Connect to the authority. Reads do not make a key look used, where the server allows
-        that.
+        that. SCAN goes to `node`.
         """
-        leg = await self.authority.connect(name=name)
+        leg = await self.authority.connect(name=name, node=node)
         try:
             if self.authority_facts.capabilities.get("no-touch"):
                 await leg.call("CLIENT", "NO-TOUCH", "ON")

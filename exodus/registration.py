@@ -26,7 +26,7 @@ from exodus.cutover.fence import read_record
 from exodus.cutover.preflight import check_all
 from exodus.errors import ExodusError
 from exodus.net.client import answered
-from exodus.plan.address import Address, Place, place_of
+from exodus.plan.address import Address, Cluster, Place, place_of
 from exodus.plan.migration_file import MigrationFile
 from exodus.plan.plan import Plan
 from exodus.plan.vocabulary import Phase, Side
@@ -83,7 +83,9 @@ class Examined:
 
 
 def _places(place: Place) -> set[tuple[str, int, str]]:
-    """Return where a place is reached: a server, or the Sentinels with the name of the service."""
+    """Return where a place is reached: a server, the nodes of a cluster that the plan names, or the
+    Sentinels with the name of the service.
+    """
     return {
         ("loopback" if host.lower() in _LOOPBACK else host.lower(), port, service)
         for host, port, service in _reached(place)
@@ -93,6 +95,8 @@ def _places(place: Place) -> set[tuple[str, int, str]]:
 def _reached(place: Place) -> list[tuple[str, int, str]]:
     if isinstance(place, Address):
         return [(place.host, place.port, "")]
+    if isinstance(place, Cluster):
+        return [(each.host, each.port, "") for each in place.seeds]
     return [(each.host, each.port, place.service) for each in place.sentinel_addresses]
 
 
@@ -178,6 +182,7 @@ async def _ask_sides(plan: Plan) -> tuple[list[Finding], dict[str, str]]:
     """Log in to both sides: what went wrong, and the run id of each that answers."""
     found: list[Finding] = []
     run_ids: dict[str, str] = {}
+    servers: list[set[str]] = []
     for side in Side:
         try:
             facts = await Endpoint(side, plan.address(side)).facts()
@@ -185,13 +190,14 @@ async def _ask_sides(plan: Plan) -> tuple[list[Finding], dict[str, str]]:
             found.append(_failed(str(side), exc))
         else:
             run_ids[side] = facts.run_id
-    if len(run_ids) == len(Side) and len(set(run_ids.values())) == 1:
+            servers.append(facts.servers)
+    if len(servers) == len(Side) and (both := set.intersection(*servers)):
         found.append(
             Finding(
                 "different servers",
                 "fatal",
                 f"target {plan.target.url} is the source",
-                f"both answer with run id {run_ids[Side.SOURCE][:12]}…",
+                f"both answer with run id {min(both)[:12]}…",
                 "correct target",
             )
         )

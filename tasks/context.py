@@ -23,7 +23,7 @@ from exodus.cancellation import beside
 from exodus.control.store import ControlStore
 from exodus.errors import ControlStoreError, OperatorError, SourceError, TargetError
 from exodus.net.client import answered
-from exodus.plan.address import Address, Service
+from exodus.plan.address import Address
 from exodus.plan.bounds import TASKS_AGAIN_S, TASKS_FAILOVER_S, TASKS_STORE_AWAY_S
 from exodus.plan.plan import Plan
 from exodus.plan.vocabulary import Side
@@ -37,7 +37,7 @@ P = ParamSpec("P")
 Json = dict[str, Any]
 log = logging.getLogger(__name__)
 mask_logs()
-_PLACE = ("host", "port", "sentinels", "service", "username", "tls", "server_name")
+_PLACE = ("host", "port", "sentinels", "service", "cluster", "username", "tls", "server_name")
 
 
 def live_task(name: str) -> Callable[[Callable[P, R]], Task[P, R]]:
@@ -175,7 +175,7 @@ async def _through_failovers(plan: Plan, work: Callable[[], Awaitable[R]]) -> R:
             side = Side.SOURCE if isinstance(exc, SourceError) else Side.TARGET
             now = time.monotonic()
             deadline = deadline or now + TASKS_FAILOVER_S
-            if not isinstance(plan.address(side), Service) or now > deadline:
+            if isinstance(plan.address(side), Address) or now > deadline:
                 raise
             log.warning("the %s may fail over, the task is repeated: %s", side, exc.why)
         await asyncio.sleep(TASKS_AGAIN_S)

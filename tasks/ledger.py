@@ -12,7 +12,7 @@ from redis.exceptions import WatchError
 from exodus.control import ledger, steps
 from exodus.control.approvers import decider, identify, why_not_allowed
 from exodus.control.ledger import LedgerEntry
-from exodus.control.phase_order import check_may_begin
+from exodus.control.phase_order import check_may_begin, due_phase
 from exodus.control.phases import PhaseState, PhaseStatus
 from exodus.control.route import read_route
 from exodus.cutover.preconditions import plan_digest
@@ -257,7 +257,7 @@ async def find_due(it: Opened, *, by_itself: bool) -> str | None:
     """
     if by_itself and it.plan.advance != "auto":
         return None
-    due = ledger.next_due(await ledger.read(it.store))
+    due = due_phase(await ledger.read(it.store), it.plan)
     if due is None:
         return None
     state = (await it.store.phases()).get(due)

@@ -16,7 +16,7 @@ from exodus.backfill.progress import ProgressSample
 from exodus.backfill.progress_view import count_keys, look_at_verification
 from exodus.control import freshness, journal, letters, registry
 from exodus.control.changes import Barrier, Key
-from exodus.control.route import change_route, read_route
+from exodus.control.route import Route, change_route, read_route
 from exodus.control.store import ControlStore
 from exodus.copy.guard import set_writer_epoch
 from exodus.cutover.feed_choice import choose_feeds, chosen_feed
@@ -25,7 +25,7 @@ from exodus.cutover.preconditions import check_fresh
 from exodus.cutover.rehearsal_report import check_rehearsal
 from exodus.engine import open_engine
 from exodus.errors import DecisionRefused
-from exodus.feeds.feed import JournalFeed, begin_feed, prove
+from exodus.feeds.feed import JournalFeed, begin_feed, prove, prove_nodes
 from exodus.live import server_runs
 from exodus.live.costly_keys import text_of
 from exodus.live.rescan import rescan
@@ -67,6 +67,7 @@ async def _everybody(it: Opened, epoch: int) -> None:
             lambda beat: beat.epoch >= epoch,
             within_s=TASKS_LIVE_SYNC_FOLLOW_S,
             otherwise=f"a {kind} did not follow the route",
+            at_least=int(kind == "syncer" or it.plan.has_gateways),
         )
 
 
@@ -139,25 +140,7 @@ async def start_live_sync(it: Opened) -> Json:
             await rescan(engine, Barrier("flushall"))
     if it.plan.strategy is CopyStrategy.MIGRATE:
         await migrate.prove(await open_engine(it.store, it.plan, route))
-    # The gateway's journal sees what passes a gateway. The login is Exodus's own, which the
-    # source checks.
-    through = it.plan.through_gateway(Side.SOURCE) if route.feed is Feed.GATEWAY else it.plan.source
-    undeclared = route.feed is not Feed.GATEWAY
-    client = make_side_client(
-        through,
-        field="source",
-        db=await empty_database(it.endpoint(Side.SOURCE)) if undeclared else 0,
-    )
-    try:
-        key = await prove(
-            JournalFeed(it.store, it.plan.partitions),
-            client,
-            it.plan.rehearsal_prefix,
-            within_s=TASKS_LIVE_SYNC_PROOF_S,
-            undeclared=undeclared,
-        )
-    finally:
-        await client.aclose()
+    key = await _prove(it, route)
     now = await runs.current(it.store) or await runs.begin(
         it.store, it.plan, epoch=route.epoch, writer_epoch=route.writer_epoch
     )
@@ -172,6 +155,26 @@ async def start_live_sync(it: Opened) -> Json:
         "kept": kept and not route.native,
         "native": route.native,
     }
+
+
+async def _prove(it: Opened, route: Route) -> str:
+    """Prove the change feed in force; return the probe keys that came."""
+    feed = JournalFeed(it.store, it.plan.partitions)
+    prefix, within_s = it.plan.rehearsal_prefix, TASKS_LIVE_SYNC_PROOF_S
+    source = it.endpoint(Side.SOURCE)
+    if source.cluster is not None:
+        return ", ".join(await prove_nodes(feed, source, prefix, within_s=within_s))
+    # The gateway's journal sees what passes a gateway. The login is Exodus's own, which the
+    # source checks.
+    through = it.plan.through_gateway(Side.SOURCE) if route.feed is Feed.GATEWAY else it.plan.source
+    undeclared = route.feed is not Feed.GATEWAY
+    client = make_side_client(
+        through, field="source", db=await empty_database(source) if undeclared else 0
+    )
+    try:
+        return await prove(feed, client, prefix, within_s=within_s, undeclared=undeclared)
+    finally:
+        await client.aclose()
 
 
 async def _suspend_fence(it: Opened) -> None:

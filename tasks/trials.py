@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from exodus.errors import ExodusError
-from exodus.net.masters import NoMaster, located
+from exodus.net.clusters import NoMaster
+from exodus.net.masters import located
 from exodus.observe.ramp import ramp
 from exodus.observe.workload import Workload
 from exodus.plan.address import Place

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from tests.support.clusters import make_cluster
 from tests.support.local_migration import local, modern
 from tests.support.script import Script
 from tests.support.sentinels import (
@@ -36,6 +37,7 @@ __all__ = [
     "_valkey91",
     "control_server",
     "local",
+    "make_cluster",
     "make_server",
     "modern",
     "redis62",

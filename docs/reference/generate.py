@@ -140,7 +140,8 @@ def _migration_file() -> str:
         "(`rediss://` for TLS) in place of\n"
         "`host`, `port`, `username` and `tls`.\n"
         "[Behind Sentinel](../operating/sentinel.md) `source` and `target` name `sentinels` and "
-        "`service`.\n\n"
+        "`service`.\n"
+        "[A cluster](../operating/cluster.md) is named by `cluster`, a list of nodes.\n\n"
     )
     models: list[type[BaseModel]] = []
     plan = MigrationFile.model_fields["plan"].annotation

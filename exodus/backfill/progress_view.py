@@ -48,7 +48,9 @@ async def look_at_verification(
     if not parts:
         return None
     paces = [
-        pace.why for pace in await read_paces(store) if pace.why and pace.what == "verification"
+        pace.why
+        for pace in await read_paces(store)
+        if pace.why and pace.what.startswith("verification")
     ]
     return ProgressSample(
         keys=sum(

@@ -41,7 +41,6 @@ from exodus.plan.bounds import (
     BACKFILL_RETRIES,
 )
 from exodus.plan.vocabulary import CopyStrategy
-from exodus.topology.node import Node
 
 
 @dataclass
@@ -80,12 +79,9 @@ async def copy_slice(
         EpochEnded: the route's epoch ended; nothing more was written.
         SourceError, TargetError: a side was lost more often than is retried; the checkpoint stands.
     """
-    node = next(node for node in await engine.authority.each_node() if node.name == piece.node)
     progress = (await load_progress(engine.store, run)).get(piece.slice_id)
     if progress is None:
-        progress = SliceProgress(
-            slice_id=piece.slice_id, run_id=engine.authority_facts.life, cursor=piece.start
-        )
+        progress = SliceProgress(slice_id=piece.slice_id, run_id="", cursor=piece.start)
     if progress.done:
         return progress
     progress.attempts += 1
@@ -100,7 +96,6 @@ async def copy_slice(
                     engine,
                     run,
                     piece,
-                    node,
                     progress,
                     deadline=began + budget_s,
                     on_progress=on_progress,
@@ -158,7 +153,6 @@ class _SliceCopy:
         engine: Engine,
         run: str,
         piece: Slice,
-        node: Node,
         progress: SliceProgress,
         *,
         deadline: float,
@@ -167,7 +161,6 @@ class _SliceCopy:
         self._engine = engine
         self._run_name = run
         self._piece = piece
-        self._node = node
         self._progress = progress
         self._deadline = deadline
         self._on_progress = on_progress
@@ -176,15 +169,17 @@ class _SliceCopy:
     async def run(self) -> None:
         """Copy until the slice or the time ends."""
         progress = self._progress
-        run_id = (await self._node.facts()).life
+        # The node's name stays through a failover, and its server does not.
+        node = await self._engine.authority.node(self._piece.node)
+        run_id = (await node.facts()).life
         if run_id != progress.run_id:  # the cursor was another server's life's (race rule 5)
+            progress.restarts += bool(progress.run_id)
             progress.run_id, progress.cursor = run_id, self._piece.start
-            progress.restarts += 1
-        copier = await self._engine.copier(self._engine.guard(), name="exodus-backfill")
         engine = self._engine
+        copier = await engine.copier(engine.guard(), name="exodus-backfill", node=node.name)
         pace = Pace(
             engine.store,
-            engine.authority,
+            node,
             engine.plan.budget,
             what=f"backfill {self._piece.slice_id}",
             follower=engine.follower,

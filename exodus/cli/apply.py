@@ -18,6 +18,7 @@ from exodus.cli.output import say, show
 from exodus.cli.prefect_api import PrefectApi
 from exodus.control import ledger
 from exodus.control.approvers import of_this_process
+from exodus.control.phase_order import due_phase
 from exodus.errors import OperatorError
 from exodus.net.client import answered
 from exodus.plan.migration_file import MigrationFile
@@ -103,7 +104,7 @@ async def _register(
             say("nothing was registered; the plan in the control store is unchanged")
             raise typer.Exit(status)
         await register(store, migration.plan, examined, of_this_process())
-        return ledger.next_due(await ledger.read(store))
+        return due_phase(await ledger.read(store), migration.plan)
 
 
 def _write_blocks(api: PrefectApi, file: Path, *, with_secrets: bool) -> int:

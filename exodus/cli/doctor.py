@@ -24,6 +24,7 @@ from exodus.plan.address import Place, Service
 from exodus.plan.migration_file import MigrationFile
 from exodus.private_files import open_to_others
 from exodus.stack.home import Home
+from exodus.topology.cluster_checks import check_clusters
 from exodus.topology.service_checks import check_services
 
 _ANSWERS_S = 5.0
@@ -172,7 +173,7 @@ async def _check_control_store(file: MigrationFile) -> list[StoreFinding]:
 async def _check_topology(file: MigrationFile) -> list[StoreFinding]:
     return [
         StoreFinding(each.severity, f"{each.check}: {each.what}", each.why, each.next_step)
-        for each in await check_services(file.plan)
+        for each in [*await check_services(file.plan), *await check_clusters(file.plan)]
     ]
 
 

@@ -29,7 +29,7 @@ from exodus.control.changes import Key
 from exodus.control.heartbeats import Heartbeat
 from exodus.control.ledger import BACK, NEXT, PhaseEnd
 from exodus.control.letters import accepted_letters
-from exodus.control.phase_order import check_may_begin, text_of_end
+from exodus.control.phase_order import check_may_begin, due_phase, text_of_end
 from exodus.control.route import read_route
 from exodus.control.store import ControlStore
 from exodus.control.topology import read_failovers, read_topologies
@@ -265,7 +265,7 @@ async def read_status(migration: MigrationFile, api: PrefectApi | None = None) -
         waiting = _waiting(phases)
         lost = unwritten(phases)
         entries = await ledger.read(store)
-        due, end = ledger.next_due(entries), ledger.ending(entries)
+        due, end = due_phase(entries, migration.plan), ledger.ending(entries)
         registered = bool(await answered(store.client.exists(store.keys.plan)))
         switching = await store.report(NOW)
         ended = sorted(phases.items(), key=lambda pair: int(pair[1].get("finished_ms", 0)))

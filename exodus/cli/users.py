@@ -46,6 +46,9 @@ def users(
     sentinel: Annotated[
         bool, typer.Option("--sentinel", help="the server is one of a service behind Sentinel")
     ] = False,
+    cluster: Annotated[
+        bool, typer.Option("--cluster", help="the server is a node of a cluster")
+    ] = False,
     together: Annotated[bool, typer.Option(help="one user with the rights of all roles")] = False,
     json: JsonOption = False,
 ) -> None:
@@ -54,7 +57,7 @@ def users(
     Example: exodus users --for redis-6.2 --side source
     """
     engine, version = server_of(server)
-    wanted = Wanted(fence, feed, strategy, sentinel)
+    wanted = Wanted(fence, feed, strategy, sentinel, cluster)
     groups = [list(UserRole)] if together else [[role] for role in UserRole]
     documents: list[dict[str, Any]] = []
     for roles in groups:

@@ -14,6 +14,7 @@ from exodus.control import registry
 from exodus.control.route import change_route, read_route
 from exodus.control.schema import fence_guard_key, guard_key, lane_guard_key, native_guard_key
 from exodus.control.store import ControlStore
+from exodus.copy.cluster_grants import guard_keys
 from exodus.copy.guard import set_writer_epoch
 from exodus.copy.scan import scan_once
 from exodus.cutover.fence import Fence, blocks_exodus, read_record
@@ -80,6 +81,7 @@ async def stop(store: ControlStore, plan: Plan, why: str) -> Json:
             lambda beat: beat.epoch >= route.epoch,
             within_s=ENDS_FOLLOW_S,
             otherwise=f"a {kind} did not follow the route",
+            at_least=int(kind == "syncer" or plan.has_gateways),
         )
     return {"epoch": route.epoch, "not_told": not_told}
 
@@ -148,8 +150,10 @@ async def _remove_own_keys(
             continue  # its fence refuses us too; `remaining_keys` lists them
         also = [] if side is keep_fence_of else [fence_guard_key(plan.name)]
         with contextlib.suppress(SourceError, TargetError):  # likewise
-            async with await Endpoint(side, plan.address(side)).connect(name="exodus-clean") as leg:
-                await leg.call("UNLINK", *names, *also)
+            endpoint = Endpoint(side, plan.address(side))
+            spread = guard_keys(plan.name) if endpoint.cluster is not None else []
+            async with await endpoint.connect(name="exodus-clean") as leg:
+                await leg.call("UNLINK", *names, *spread, *also)
 
 
 async def _existing(leg: Leg, keys: list[Key]) -> set[Key]:
@@ -176,12 +180,15 @@ async def _remove_copied(plan: Plan) -> tuple[int, list[bytes]]:
     """
     removed, left = 0, []
     scope = plan.scope
-    source, target = [
-        await Endpoint(side, plan.address(side)).any_node() for side in (Side.SOURCE, Side.TARGET)
+    source, target = [Endpoint(side, plan.address(side)) for side in Side]
+    parts = [
+        (node.name, db)
+        for node in await target.each_node()
+        for db in (await node.facts()).databases
     ]
-    for db in (await target.facts()).databases:
+    for node, db in parts:
         async with (
-            await target.connect(db, name="exodus-clean") as leg,
+            await target.connect(db=db, name="exodus-clean", node=node) as leg,
             await source.connect(name="exodus-clean") as there,
         ):
             cursor = -1

@@ -15,7 +15,8 @@ from exodus.control.store import ControlStore
 from exodus.cutover.fence import Record, blocks_exodus, read_record
 from exodus.errors import DecisionRefused, OperatorError, SourceError
 from exodus.net.client import answered
-from exodus.net.masters import NoMaster, standing
+from exodus.net.clusters import NoMaster
+from exodus.net.masters import standing
 from exodus.plan.bounds import FINALISE_CLIENTS_SHOWN, FINALISE_LAG_MS_MAX
 from exodus.plan.plan import Plan
 from exodus.plan.vocabulary import FenceKind, Phase, Side

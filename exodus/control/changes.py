@@ -72,12 +72,42 @@ def unpack(packed: bytes) -> list[Key]:
     return keys
 
 
+Ranges = tuple[tuple[int, int], ...]  # first and last slot of each
+
+
 @dataclass(frozen=True)
 class Barrier:
     """An operation that may have changed every key of `databases` (empty: all of them)."""
 
     what: str
     databases: tuple[int, ...] = ()
+
+    @classmethod
+    def resync(cls, ranges: Ranges | None) -> Barrier:
+        """Return the barrier for what a feed missed: of the slots of one node of a cluster, or of a
+        whole side.
+        """
+        if ranges is None:
+            return cls(RESYNC)
+        return cls(f"{RESYNC}@{'+'.join(f'{first}-{last}' for first, last in ranges)}")
+
+    @property
+    def resyncs(self) -> bool:
+        """Return whether it stands for what a feed missed."""
+        return self.what.partition("@")[0] == RESYNC
+
+    @property
+    def ranges(self) -> Ranges | None:
+        """Return the slots concerned; None: all.
+
+        Raises:
+            ValueError: they are written wrongly.
+        """
+        _, _, text = self.what.partition("@")
+        if not text:
+            return None
+        pairs = [part.split("-") for part in text.split("+")]
+        return tuple((int(first), int(last)) for first, last in pairs)
 
     def encode(self) -> bytes:
         """Return the barrier as an entry holds it."""
@@ -92,7 +122,8 @@ class Barrier:
         """
         try:
             what, _, dbs = raw.decode().rpartition(":")
-            return cls(what, tuple(int(db) for db in dbs.split(",") if db))
+            barrier = cls(what, tuple(int(db) for db in dbs.split(",") if db))
+            return barrier if barrier.ranges is None or barrier.resyncs else cls(RESYNC)
         except ValueError as exc:
             raise Unreadable(f"{raw[:40]!r} is no barrier") from exc
 

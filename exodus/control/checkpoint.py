@@ -20,7 +20,7 @@ class SliceProgress(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     slice_id: str  # "NODE/DB/INDEX of COUNT"
-    run_id: str  # the node's, from INFO server
+    run_id: str  # of the node, from INFO server; empty before it was asked
     cursor: int = 0  # SCAN goes on from here
     done: bool = False
     scans: int = 0  # SCAN calls made, over all attempts
@@ -81,6 +81,7 @@ class PassProgress(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     of: str  # sides, their run ids, epoch and rules
+    layout: str = ""  # which node had which slots when the pass began; empty without a cluster
     since_ms: int  # when the pass began, by the store's clock
     at_ms: int  # when this was written
     synced: dict[int, str]  # the feed's positions that it speaks for

@@ -28,7 +28,8 @@ class StoreFinding:
 
 
 async def check_store(store: ControlStore, sides: Mapping[str, str]) -> list[StoreFinding]:
-    """Look at the control store's settings; `sides` are the run ids of source and target by name.
+    """Look at the control store's settings; `sides` are the run ids of source and target by name,
+    of a cluster with spaces between.
 
     Raises:
         redis.exceptions.RedisError, OSError: it does not answer, or refuses INFO.
@@ -43,7 +44,7 @@ async def check_store(store: ControlStore, sides: Mapping[str, str]) -> list[Sto
             "give the control store a server of its own",
         )
         for side, run_id in sides.items()
-        if run_id == info["run_id"]
+        if info["run_id"] in {life.partition("@")[0] for life in run_id.split()}
     ]
     if not int(info.get("aof_enabled", 0)):
         found.append(

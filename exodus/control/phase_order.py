@@ -19,12 +19,21 @@ _NEEDS = {
     Phase.MIGRATE: Phase.TEST,
     Phase.COMMIT: Phase.MIGRATE,
 }
+_WATCHING = (Phase.PRE_TEST, Phase.ANALYZE, Phase.COMPARE, Phase.TEST)
 _HOUR_MS = 3_600_000
 
 
 def text_of_end(how: PhaseEnd, decision: LedgerEntry) -> str:
     """Return how a migration ended, by whom and when, in words."""
     return f"it was {how} by {decision.decided_by} at {when(decision.at_ms)}"
+
+
+def due_phase(entries: list[LedgerEntry], plan: Plan) -> Phase | None:
+    """Return the phase that the decisions call for (`ledger.next_due`); with a cluster the phases
+    before Migrate are left out.
+    """
+    due = ledger.next_due(entries)
+    return Phase.MIGRATE if due in _WATCHING and not plan.has_gateways else due
 
 
 async def check_may_begin(store: ControlStore, plan: Plan, phase: Phase) -> None:
@@ -44,6 +53,14 @@ async def check_may_begin(store: ControlStore, plan: Plan, phase: Phase) -> None
             "`exodus start rollback` with abandon then ends live sync and leaves the target as "
             "it is",
         )
+    if phase in _WATCHING and not plan.has_gateways:
+        raise DecisionRefused(
+            f"{phase} may not begin: a side of this migration is a cluster",
+            why="this phase watches the traffic of gateways, and they do not speak the cluster "
+            "protocol",
+            next_step="exodus start migrate; it checks both sides before it copies "
+            "(docs/operating/cluster.md)",
+        )
     if problems := ledger.broken(await ledger.read_stored(store)):
         raise DecisionRefused(
             f"{phase} may not begin: the ledger was edited",
@@ -60,7 +77,7 @@ async def check_may_begin(store: ControlStore, plan: Plan, phase: Phase) -> None
             "apply for another one",
         )
     needed = _NEEDS.get(phase)
-    if needed is None:
+    if needed is None or (needed in _WATCHING and not plan.has_gateways):
         return
     retry = ledger.last_decision(entries, Phase.ROLLBACK, ledger.NEXT)
     voided_ms = ledger.voided_ms(entries, Phase.TEST) or 0

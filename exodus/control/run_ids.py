@@ -1,5 +1,5 @@
 """The run id of each side's server that the journal's positions belong to
-(`exodus/live/server_runs.py`).
+(`exodus/live/server_runs.py`). A cluster has one for each of its masters, with spaces between.
 """
 
 from __future__ import annotations
@@ -26,3 +26,14 @@ async def note_run_ids(
     for side, run_id in run_ids.items():
         write = store.client.hsetnx if first else store.client.hset
         await answered(write(store.keys.lives, str(side), run_id))
+
+
+def covered(known: str, now: str) -> bool:
+    """Return whether no server of now may have lost keys since `known` was noted.
+
+    A master that left with all its slots took nothing with it. One whose promotion is not told any
+    more (`@` and an offset) is the same one: it has forgotten its replication backlog.
+    """
+    lives = set(known.split())
+    run_ids = {life.partition("@")[0] for life in lives}
+    return all(life in lives or ("@" not in life and life in run_ids) for life in now.split())

@@ -118,9 +118,13 @@ Every key begins with `exodus:{MIGRATION}:` (the braces keep a migration in one 
 one's evidence is.
 
 On the two sides of the migration the engine owns keys with the same prefix (`guard_key`,
-`lane_guard_key`, `fence_guard_key`, `native_guard_key`), which are never copied, compared or
-counted.
+`lane_guard_key`, `cluster_guard_key`, `fence_guard_key`, `native_guard_key`), which are never
+copied, compared or counted.
 """
+
+from __future__ import annotations
+
+from exodus.commands.slots import tag_of
 
 ARCHIVE = "exodus:archive"  # the only key that is no one migration's
 
@@ -256,6 +260,13 @@ def lane_guard_key(migration: str, partition: int) -> bytes:
     rule 2).
     """
     return f"exodus:{{{migration}}}:lane:{partition}".encode()
+
+
+def cluster_guard_key(migration: str, slot: int) -> bytes:
+    """Return the key in `slot` of a cluster that is what `guard_key` and `lane_guard_key` are on a
+    single follower: a hash with their values.
+    """
+    return b"exodus:{%b}:guard" % tag_of(migration.encode(), slot)
 
 
 def fence_guard_key(migration: str) -> bytes:

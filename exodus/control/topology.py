@@ -1,10 +1,13 @@
-"""The master of each service, as the control store knows it, and the failovers that there were.
+"""The masters of services and clusters, as the control store knows them, and the failovers that
+there were.
 
-A *topology epoch* counts the masters of a side. Processes that watch a service note a new master
-here; the first to notice a failover also notes what it may have lost.
+A *topology epoch* counts the masters of a side. Processes that watch a side note a new master here.
+The first to notice a failover also notes what it may have lost.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import orjson
 from pydantic import BaseModel, ConfigDict
@@ -16,17 +19,20 @@ from exodus.plan.bounds import FAILOVERS_KEPT
 from exodus.plan.vocabulary import Side
 
 _NOTE = lua("exodus.control", "note_master")
+_NOTE_SHARDS = lua("exodus.control", "note_shards")
 
 
 class Topology(BaseModel):
-    """The master of one side in one topology epoch. Addresses are host:port, as announced."""
+    """The master of one side in one topology epoch, or the masters of a cluster with their slots.
+    Addresses are host:port, as announced.
+    """
 
     model_config = ConfigDict(frozen=True)
 
     epoch: int = 0
     master: str
-    config_epoch: int  # the Sentinels' count
-    run_id: str
+    config_epoch: int  # the count of the Sentinels, or of the cluster
+    run_id: str  # empty for a cluster
     replicas: str = ""  # with commas; Lua's JSON cannot tell an empty list from an object
     at_ms: int  # by the store's clock
 
@@ -88,8 +94,33 @@ async def note_master(
     )
 
 
+async def note_shards(
+    store: ControlStore, side: Side, topology: Topology, failovers: Sequence[Failover]
+) -> int:
+    """Note the shards of a cluster, and the failovers where others were known; return the new
+    topology epoch, 0 where nothing is new.
+    """
+    keys = store.keys
+    return int(
+        await answered(
+            store.client.eval(
+                _NOTE_SHARDS,
+                2,
+                keys.topology,
+                keys.failovers,
+                str(side),
+                str(topology.config_epoch),
+                topology.master,
+                topology.model_dump_json(),
+                str(FAILOVERS_KEPT),
+                *[each.model_dump_json() for each in failovers],
+            )
+        )
+    )
+
+
 async def read_topologies(store: ControlStore) -> dict[Side, Topology]:
-    """Return the masters of the sides that are services."""
+    """Return the masters of the sides that are services or clusters."""
     raw = await answered(store.client.hgetall(store.keys.topology))
     return {Side(side.decode()): Topology.model_validate_json(each) for side, each in raw.items()}
 

@@ -16,6 +16,7 @@ import secrets
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 
+from exodus.commands.slots import is_redirect
 from exodus.copy.guard import GuardedLeg
 from exodus.copy.impact import Turn, unpaced
 from exodus.copy.payload import (
@@ -37,10 +38,9 @@ from exodus.plan.bounds import (
     LARGE_KEY_STAGE_MS,
 )
 from exodus.plan.own_keys import RESERVED_PREFIX
-from exodus.resp.encode import encode_many
 from exodus.topology.node import NodeFacts
 
-_STAGE = RESERVED_PREFIX + b"stage}:"
+_STAGE = RESERVED_PREFIX + b"%b}:%b"
 _SCANS = {b"hash": "HSCAN", b"set": "SSCAN", b"zset": "ZSCAN"}
 _PUTS = {b"hash": "HSET", b"set": "SADD", b"zset": "ZADD"}
 
@@ -66,6 +66,7 @@ class ChunkedCopy:
         turn: Turn,
     ) -> None:
         self.leg = authority  # the copier ends it together with its own
+        self._at = authority  # the connection to the node of the key
         self._turn = turn
         self._to = follower
         self._facts = authority_facts
@@ -81,7 +82,16 @@ class ChunkedCopy:
         """
         await self.leg.select(db)
         for attempt in range(1, LARGE_KEY_COPY_ATTEMPTS + 1):
-            outcome = await self._once(key, to_db, to, last=attempt == LARGE_KEY_COPY_ATTEMPTS)
+            self._at = await self.leg.of(key)
+            last = attempt == LARGE_KEY_COPY_ATTEMPTS
+            try:
+                outcome = await self._once(key, to_db, to, last=last)
+            except ReplyError as exc:
+                if not is_redirect(str(exc)):
+                    raise
+                # Another node has it, or gets it now: live sync copies it when it has arrived.
+                await self._at.close()
+                outcome = ChunkedOutcome(exists=True, settled=False) if last else None
             if outcome is not None:
                 return outcome
         raise AssertionError("the last attempt always has an outcome")
@@ -89,11 +99,14 @@ class ChunkedCopy:
     async def _once(
         self, key: bytes, to_db: int, to: bytes, *, last: bool
     ) -> ChunkedOutcome | None:
-        _, kind = await self.leg.pipeline([("WATCH", key), ("TYPE", key)])
-        stage = _STAGE + secrets.token_hex(8).encode()
+        watched, kind = await self._at.pipeline([("WATCH", key), ("TYPE", key)])
+        for reply in (watched, kind):
+            if isinstance(reply, ReplyError):
+                raise reply
+        stage = _STAGE % (self._to.stage_of(to), secrets.token_hex(8).encode())
         size = 0
         if kind == b"none":
-            await self.leg.call("UNWATCH")
+            await self._at.call("UNWATCH")
             await self._put(to_db, [("UNLINK", to)])
             return ChunkedOutcome(exists=False)
         try:
@@ -106,11 +119,11 @@ class ChunkedCopy:
         except _Moved:
             size = 0
         if not size:
-            await self.leg.call("UNWATCH")
+            await self._at.call("UNWATCH")
             await self._put(to_db, [("UNLINK", stage)])
             return ChunkedOutcome(exists=True, settled=False) if last else None
-        expiry_ms = await expiry_of(self.leg, self._facts, key)
-        settled = (await self.leg.pipeline([("MULTI",), ("PING",), ("EXEC",)]))[-1] is not None
+        expiry_ms = await expiry_of(self._at, self._facts, key)
+        settled = (await self._at.pipeline([("MULTI",), ("PING",), ("EXEC",)]))[-1] is not None
         if not settled and not last:
             await self._put(to_db, [("UNLINK", stage)])
             return None
@@ -123,15 +136,19 @@ class ChunkedCopy:
         return ChunkedOutcome(exists=True, payload_bytes=size, settled=settled)
 
     async def _put(self, db: int, commands: Sequence[Command]) -> None:
-        replies = await self._to.run(db, encode_many(commands), len(commands))
+        replies = await self._to.run_commands(db, commands)
         refused = [reply for reply in replies if isinstance(reply, ReplyError)]
+        if refused and is_redirect(str(refused[0])):
+            raise refused[0]
         if refused:
             raise Uncarried(str(refused[0])[:200])
 
     async def _ask(self, *command: bytes | str | int) -> Reply:
         try:
-            return await self.leg.call(*command)
+            return await self._at.call(*command)
         except ReplyError as exc:
+            if is_redirect(str(exc)):
+                raise
             if str(exc).startswith(("WRONGTYPE", "ERR no such key")):
                 raise _Moved from exc
             raise Uncarried(str(exc)[:200]) from exc
@@ -168,7 +185,7 @@ class ChunkedCopy:
     async def _step(self, key: bytes, elements: int) -> int:
         """Elements in one piece, by what the server estimates for each."""
         try:
-            used = int(await self.leg.call("MEMORY", "USAGE", key))
+            used = int(await self._at.call("MEMORY", "USAGE", key))
         except (ReplyError, TypeError):
             used = 0  # not allowed here, or gone: the count alone bounds the piece
         return (
@@ -204,7 +221,7 @@ class ChunkedCopy:
         needs; then groups, and the last id.
         """
         info = pairs(await self._ask("XINFO", "STREAM", key))
-        told = await read_groups(self.leg, key)
+        told = await read_groups(self._at, key)
         step = await self._step(key, int(info[b"length"]))
         waiting = sorted(told.pending_ids, key=entry_order)
         ghosts: list[bytes] = []

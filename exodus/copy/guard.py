@@ -14,16 +14,19 @@ database costs a second one.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
-from exodus.control.schema import guard_key
-from exodus.copy.payload import Uncarried
+from exodus.control.schema import guard_key, lane_guard_key
+from exodus.copy import cluster_grants
+from exodus.copy.payload import Packed, State, Uncarried
+from exodus.copy.value import Command
 from exodus.errors import EpochEnded, NoRoom
 from exodus.net.leg import Leg, Reply, ReplyError, no_database
 from exodus.plan.bounds import GUARD_TOUCHES_MAX
 from exodus.plan.vocabulary import Side
-from exodus.resp.encode import encode
+from exodus.resp.encode import encode, encode_many
 from exodus.topology.endpoint import Endpoint
 
 _MULTI, _EXEC, _DISCARD = encode("MULTI"), encode("EXEC"), encode("DISCARD")
@@ -73,6 +76,14 @@ class Guard:
                     why=f"{key.decode()} is {value!r} there, not {wanted!r}",
                     next_step="nothing; the process that holds the right now goes on",
                 )
+
+
+class Ran(NamedTuple):
+    """What became of states that were written."""
+
+    replies: list[Reply]
+    counts: list[int]  # replies for each state
+    sent: bytes
 
 
 class GuardedLeg:
@@ -140,6 +151,31 @@ class GuardedLeg:
             next_step="try again",
         )
 
+    async def run_commands(self, db: int, commands: Sequence[Command]) -> list[Reply]:
+        """Execute commands in one transaction in `db`; see `run`."""
+        return await self.run(db, encode_many(commands), len(commands))
+
+    async def run_packed(self, db: int, packed: Packed) -> tuple[list[Reply], bytes]:
+        """Write keys as payloads; see `run`. Return the replies, and what was sent."""
+        body = packed.body()
+        return await self.run(db, body, len(packed)), body
+
+    async def run_states(self, db: int, states: Sequence[State]) -> Ran:
+        """Write states; see `run`."""
+        bodies: list[bytes] = []
+        counts: list[int] = []
+        for state in states:
+            body, count = state.encoded()
+            bodies.append(body)
+            counts.append(count)
+        body = b"".join(bodies)
+        return Ran(await self.run(db, body, sum(counts)), counts, body)
+
+    def stage_of(self, key: bytes) -> bytes:
+        """Return the hash tag of a staging key for `key`."""
+        del key  # a single server can rename any key
+        return b"stage"
+
     def _arm(self, db: int) -> bytes:
         """Return the requests that open a transaction in `db` under the guard. The guard is in
         database 0.
@@ -206,6 +242,20 @@ class GuardedLeg:
             await self._answers()
             await self.leg.replies(1)
 
+    async def check(self, *, enforced: bool) -> None:
+        """Ask for the guard, on an idle leg; a server that restarted has ended the connection.
+
+        Args:
+            enforced: raise where it does not hold.
+
+        Raises:
+            EpochEnded: the right to write ended.
+            SourceError, TargetError: the server was lost.
+        """
+        found = await self.leg.call("MGET", *[key for key, _ in self.guard.values])
+        if enforced:
+            self.guard.check(found)
+
     async def reopen(self) -> None:
         """Connect anew, after the connection was lost.
 
@@ -221,26 +271,39 @@ class GuardedLeg:
             await self.leg.call("PING")
 
 
+async def read_write_grants(endpoint: Endpoint, migration: str) -> dict[bytes, bytes | None]:
+    """Return the guard keys of a side, and the writers' epoch that each has: one key, or those of a
+    cluster.
+
+    Raises:
+        SourceError, TargetError: the side does not answer.
+    """
+    if endpoint.cluster is not None:
+        return await cluster_grants.read_epochs(endpoint, migration)
+    key = guard_key(migration)
+    async with await endpoint.connect(name="exodus-right") as leg:
+        return {key: await leg.call("GET", key)}
+
+
 async def has_write_grant(follower: Endpoint, migration: str, epoch: int) -> bool:
     """Return whether the writers of `epoch` may write to `follower`.
 
     Raises:
         SourceError, TargetError: it does not answer.
     """
-    for node in await follower.each_node():
-        async with await node.connect(name="exodus-right") as leg:
-            if await leg.call("GET", guard_key(migration)) != b"%d" % epoch:
-                return False
-    return True
+    grants = await read_write_grants(follower, migration)
+    return all(value == b"%d" % epoch for value in grants.values())
 
 
 async def set_writer_epoch(follower: Endpoint, migration: str, epoch: int) -> None:
     """Give the right to write to `follower` to the writers of `epoch`, and end that of all others
     at once.
     """
-    for node in await follower.each_node():
-        async with await node.connect() as leg:
-            await leg.call("SET", guard_key(migration), epoch)
+    if follower.cluster is not None:
+        await cluster_grants.set_epochs(follower, migration, epoch)
+        return
+    async with await follower.connect(name="exodus-right") as leg:
+        await leg.call("SET", guard_key(migration), epoch)
 
 
 async def replace_write_grant(
@@ -251,11 +314,60 @@ async def replace_write_grant(
     Raises:
         SourceError, TargetError: the side does not answer.
     """
-    done = True
-    for node in await endpoint.each_node():
-        async with await node.connect(name="exodus-switch") as leg:
-            done = await replace_write_grant_on(leg, migration, before, after) and done
-    return done
+    if endpoint.cluster is not None:
+        keys = cluster_grants.guard_keys(migration)
+        return await cluster_grants.replace_epochs(endpoint, dict.fromkeys(keys, before), after)
+    async with await endpoint.connect(name="exodus-switch") as leg:
+        return await replace_write_grant_on(leg, migration, before, after)
+
+
+async def regain_write_grants(
+    endpoint: Endpoint, migration: str, lacking: Mapping[bytes, bytes | None], after: bytes
+) -> bool:
+    """Give the right to `after` at the guard keys that have these values; whether they had.
+
+    Raises:
+        SourceError, TargetError: the side does not answer.
+    """
+    if endpoint.cluster is not None:
+        return await cluster_grants.replace_epochs(endpoint, lacking, after)
+    (before,) = lacking.values()
+    return await replace_write_grant(endpoint, migration, before, after)
+
+
+async def set_lane_grants(follower: Endpoint, migration: str, tokens: Mapping[int, int]) -> None:
+    """Set the fencing tokens of partitions (race rule 2). The follower refuses whoever comes with
+    an older one, even if it wakes up after we are gone.
+
+    Raises:
+        SourceError, TargetError: the follower does not answer.
+    """
+    if follower.cluster is not None:
+        await cluster_grants.set_lanes(follower, migration, tokens)
+        return
+    async with await follower.connect(name="exodus-lease") as leg:
+        for partition, token in tokens.items():
+            await leg.call("SET", lane_guard_key(migration, partition), token)
+
+
+async def lost_lane_grants(
+    follower: Endpoint, migration: str, tokens: Mapping[int, int]
+) -> list[int]:
+    """Return the partitions that somebody with another fencing token has.
+
+    Raises:
+        SourceError, TargetError: the follower does not answer.
+    """
+    if not tokens:
+        return []
+    if follower.cluster is not None:
+        return await cluster_grants.lost_lanes(follower, migration, tokens)
+    async with await follower.connect(name="exodus-lease") as leg:
+        return [
+            partition
+            for partition, token in tokens.items()
+            if await leg.call("GET", lane_guard_key(migration, partition)) != b"%d" % token
+        ]
 
 
 async def replace_write_grant_on(

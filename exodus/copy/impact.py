@@ -47,6 +47,7 @@ from exodus.plan.bounds import (
 )
 from exodus.plan.settings import Budget
 from exodus.topology.endpoint import Endpoint
+from exodus.topology.node import Node
 
 log = logging.getLogger(__name__)
 Turn = Callable[[], Awaitable[None]]  # waited for before each batch or piece
@@ -127,13 +128,15 @@ class Pace:
     def __init__(
         self,
         store: ControlStore,
-        authority: Endpoint,
+        authority: Endpoint | Node,
         budget: Budget,
         *,
         what: str,
         follower: Endpoint | None = None,
     ) -> None:
-        """With a `follower`, its replicas have to keep up with the writes."""
+        """Keep the budget on a side, or on one node of it. With a `follower`, its replicas have to
+        keep up with the writes.
+        """
         self._store = store
         self._authority = authority
         self._budget = budget
@@ -144,7 +147,7 @@ class Pace:
         self._cpu_share = 0.0
         self._leg: Leg | None = None
         self._follower = follower
-        self._follower_leg: Leg | None = None
+        self._follower_legs: list[Leg] = []  # to each of its nodes
         self._task: asyncio.Task[None] | None = None
         self._now = budget
         self._offset_ms = 0.0  # of the store's clock to ours
@@ -171,11 +174,12 @@ class Pace:
         leg = self._leg = await self._authority.connect(name="exodus-pace")
         try:
             if self._follower is not None:
-                self._follower_leg = await self._follower.connect(name="exodus-pace")
+                for node in await self._follower.each_node():
+                    self._follower_legs.append(await node.connect(name="exodus-pace"))
             for _ in range(IMPACT_BASELINE_PROBES):
                 self._probes.append(await _probe(leg))
         except BaseException:
-            await close_all((leg, self._follower_leg))
+            await close_all((leg, *self._follower_legs))
             raise
         self._governor = Governor(self._p99())
         await self._begin(leg)
@@ -191,7 +195,7 @@ class Pace:
         try:
             await end_all([self._task])
         finally:
-            await close_all((self._leg, self._follower_leg))
+            await close_all((self._leg, *self._follower_legs))
         with contextlib.suppress(RedisError, OSError):  # a report that stays says when it was made
             await answered(self._store.client.hdel(self._store.keys.pace, self._what))
 
@@ -259,11 +263,10 @@ class Pace:
             self._cpu_share = _share(self._cpu, now)
         self._cpu = now
         self._now = budget = await read_budget(self._store) or self._budget
-        behind = (
-            _behind_bytes(info_of(await self._follower_leg.call("INFO", "replication")))
-            if self._follower_leg is not None
-            else 0
-        )
+        behind = 0
+        for follower in self._follower_legs:
+            replication = info_of(await follower.call("INFO", "replication"))
+            behind = max(behind, _behind_bytes(replication))
         self._governor.look(budget, self._p99(), self._cpu_share, behind, self._applications)
         self._tell()
         report = PaceReport(
@@ -295,6 +298,41 @@ class Pace:
         if kind != self._told:
             log.info("%s: %s", self._what, self.why if kind else "as fast as it can be again")
             self._told = kind
+
+
+class Paces:
+    """A pace for each node of a side. The slowest node rules: a batch may ask several of them."""
+
+    def __init__(
+        self, store: ControlStore, authority: Endpoint, budget: Budget, *, what: str
+    ) -> None:
+        self._store, self._authority = store, authority
+        self._budget, self._what = budget, what
+        self._paces: list[Pace] = []
+        self._opened = contextlib.AsyncExitStack()
+
+    async def __aenter__(self) -> Self:
+        nodes = await self._authority.each_node()
+        async with contextlib.AsyncExitStack() as opened:
+            for node in nodes:
+                what = self._what if len(nodes) == 1 else f"{self._what} {node.name}"
+                pace = Pace(self._store, node, self._budget, what=what)
+                self._paces.append(await opened.enter_async_context(pace))
+            self._opened = opened.pop_all()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        exc: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self._opened.__aexit__(kind, exc, trace)
+
+    async def turn(self) -> None:
+        """Wait as long as the budget of each node asks."""
+        for pace in self._paces:
+            await pace.turn()
 
 
 async def _cpu(leg: Leg) -> tuple[float, float]:

@@ -20,12 +20,15 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from exodus.commands.slots import is_redirect
 from exodus.copy.chunked import ChunkedCopy
 from exodus.copy.filtered import filtered_keys
-from exodus.copy.guard import FULL, DatabaseMissing, Guard, GuardedLeg, no_room
+from exodus.copy.guard import FULL, DatabaseMissing, Guard, no_room
+from exodus.copy.guarded_cluster import guarded_leg
 from exodus.copy.impact import Turn, unpaced
 from exodus.copy.payload import Packed, Sent, State, Uncarried, commands_for, field_expiry_commands
-from exodus.copy.read import Reader, ReadMode, ScannedKey, clock_ms
+from exodus.copy.read import ReadMode, ScannedKey, clock_ms
+from exodus.copy.read_cluster import reader_of
 from exodus.copy.refoot import NEVER, crc64, refoot
 from exodus.copy.scan import scan_once
 from exodus.copy.value import PLAIN_TYPES, Command, canonical, reads_of
@@ -33,7 +36,7 @@ from exodus.net.leg import Leg, NoDatabase, Reply, ReplyError, close_all, error_
 from exodus.plan.bounds import COPY_APART_MAX, COPY_READ_ATTEMPTS, HEAVY_BYTES
 from exodus.plan.own_keys import RESERVED_PREFIX, is_own, without_own
 from exodus.plan.scope import Scope
-from exodus.resp.encode import encode, encode_arguments, encode_many
+from exodus.resp.encode import encode_arguments
 from exodus.topology.node import NodeFacts, payload_fits
 
 # What a server says of a payload that it cannot load; the key is then copied by type.
@@ -55,6 +58,7 @@ class CopyMethod(StrEnum):
     PIECES = "in pieces"
     MIGRATE = "MIGRATE"
     NATIVE = "native replication"
+    LATER = "by live sync: no node served its slot"
 
 
 @dataclass(frozen=True)
@@ -84,7 +88,8 @@ class BatchReport:
     not_sent: Counter[str] = field(default_factory=Counter)  # why MIGRATE did not carry them → keys
     unsettled: list[bytes] = field(
         default_factory=list
-    )  # changed while they were copied in pieces: to be marked as changed again
+    )  # changed while they were copied in pieces, or their slot was served by no node: to be marked
+    # as changed again
     heavy: list[tuple[bytes, int]] = field(
         default_factory=list
     )  # keys over HEAVY_BYTES that were written, and their bytes
@@ -128,7 +133,9 @@ class Copier:
                 payload.
         """
         self._from = authority
-        self._to = GuardedLeg(follower, guard)
+        self._to = guarded_leg(
+            follower, guard, scripts=follower_facts.capabilities.get("scripts", False)
+        )
         self._authority_facts = authority_facts
         self._follower_facts = follower_facts
         self._modern = authority_facts.capabilities.get("pexpiretime", False)
@@ -163,7 +170,7 @@ class Copier:
             if keep_usage
             else ReadMode.EITHER
         )
-        self._reader = Reader(authority, authority_facts, what)
+        self._reader = reader_of(authority, authority_facts, what)
 
     @property
     def strategy(self) -> CopyMethod:
@@ -391,7 +398,7 @@ class Copier:
             "REPLACE",
         )
         commands = [restore, *reads_of(kind, scratch), ("UNLINK", scratch)]
-        done, *there, _ = await self._to.run(0, encode_many(commands), len(commands))
+        done, *there, _ = await self._to.run_commands(0, commands)
         return not isinstance(done, ReplyError) and canonical(kind, values) == canonical(
             kind, there
         )
@@ -505,24 +512,26 @@ class Copier:
         count = len(packed)
         if not count:
             return
-        body = packed.body()
-        report.digest = crc64(body, report.digest)
         try:
-            replies = await self._to.run(db, body, count)
+            replies, sent = await self._to.run_packed(db, packed)
         except (Uncarried, error_of(self._to.leg.side)) as exc:
             await self._by_type_instead(
                 db, db, await self._write_apart(db, list(packed), report, exc), report
             )
             return
+        report.digest = crc64(sent, report.digest)
         refused: list[tuple[bytes, str]] = []
+        waiting = 0
         if replies.count(b"OK") != count:
-            refused = [
-                self._refusal(key, reply, payload=True)
+            told = [
+                self._refusal(key, reply, report, payload=True)
                 for key, reply in zip(packed.keys, replies, strict=True)
                 if isinstance(reply, ReplyError)
             ]
-        report.copied += count - len(refused)
-        report.strategies[self._strategy] += count - len(refused)
+            refused = [each for each in told if each is not None]
+            waiting = len(told) - len(refused)
+        report.copied += count - len(refused) - waiting
+        report.strategies[self._strategy] += count - len(refused) - waiting
         report.payload_bytes += packed.size()
         if packed.size() >= HEAVY_BYTES:
             sizes = zip(packed.keys, map(len, packed.payloads), strict=True)
@@ -541,7 +550,7 @@ class Copier:
             return
         body = sent.body()
         report.digest = crc64(body, report.digest)
-        replies = await self._to.run(db, body, len(sent.keys))
+        replies = await self._to.run(db, body, len(sent.keys))  # the lane needs single servers
         refused = next((reply for reply in replies if isinstance(reply, ReplyError)), None)
         if refused is not None:
             raise no_room(self._to.leg.side, str(refused)[:200])
@@ -616,26 +625,8 @@ class Copier:
     async def _write_batch(
         self, db: int, states: Sequence[State], report: BatchReport
     ) -> list[tuple[bytes, str]]:
-        bodies: list[bytes] = []
-        counts: list[int] = []
-        for state in states:
-            payload = state.payload
-            if (
-                payload is not None
-            ):  # by far the most frequent: written without the detour through a tuple
-                key, at, usage = state.to or state.key, b"%d" % state.expiry_ms, state.usage
-                bodies.append(
-                    b"*%d\r\n$7\r\nRESTORE\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n$7\r\nREPLACE\r\n$6\r\nABSTTL\r\n%b"
-                    % (8 if usage else 6, len(key), key, len(at), at, len(payload), payload, usage)
-                )
-                counts.append(1)
-            else:
-                commands = state.as_commands()
-                bodies += [encode(*command) for command in commands]
-                counts.append(len(commands))
-        body = b"".join(bodies)
-        report.digest = crc64(body, report.digest)
-        replies = await self._to.run(db, body, sum(counts))
+        replies, counts, sent = await self._to.run_states(db, states)
+        report.digest = crc64(sent, report.digest)
         refused: list[tuple[bytes, str]] = []
         at_reply = carried = payload_bytes = 0
         for state, count in zip(states, counts, strict=True):
@@ -658,15 +649,20 @@ class Copier:
                     if state.how:
                         report.strategies[state.how] += 1
                 continue
-            refused.append(self._refusal(state.key, said, payload=state.payload is not None))
+            told = self._refusal(state.key, said, report, payload=state.payload is not None)
+            if told is not None:
+                refused.append(told)
         report.copied += carried
         report.payload_bytes += payload_bytes
         if carried:
             report.strategies[self._strategy] += carried
         return refused
 
-    def _refusal(self, key: bytes, said: ReplyError, *, payload: bool) -> tuple[bytes, str]:
-        """Return the key and why the follower did not take it.
+    def _refusal(
+        self, key: bytes, said: ReplyError, report: BatchReport, *, payload: bool
+    ) -> tuple[bytes, str] | None:
+        """Return the key and why the follower did not take it. None where no node served its slot
+        within the bound: it then counts as unsettled, and is marked as changed again.
 
         Raises:
             NoRoom: it takes nothing now.
@@ -674,6 +670,11 @@ class Copier:
         why = str(said)[:200]
         if why.startswith(FULL):
             raise no_room(self._to.leg.side, why)
+        if is_redirect(why):
+            report.unsettled.append(key)
+            report.copied += 1
+            report.strategies[CopyMethod.LATER] += 1
+            return None
         return key, "payload refused" if payload and any(
             text in why for text in _REFUSED_PAYLOAD
         ) else why

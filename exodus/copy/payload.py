@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from exodus.copy.value import Command, pairs
 from exodus.net.leg import Reply, ReplyError
 from exodus.plan.bounds import PAYLOAD_CHUNK
-from exodus.resp.encode import Arg
+from exodus.resp.encode import Arg, encode_many
 from exodus.topology.node import NodeFacts
 
 
@@ -53,11 +53,29 @@ class State:
             for arg in command
         )
 
+    def encoded(self) -> tuple[bytes, int]:
+        """Return the commands that make the key equal, encoded, and their number."""
+        payload = self.payload
+        if (
+            payload is not None
+        ):  # by far the most frequent: written without the detour through a tuple
+            key, at, usage = self.to or self.key, b"%d" % self.expiry_ms, self.usage
+            restore = (
+                b"*%d\r\n$7\r\nRESTORE\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n"
+                b"$7\r\nREPLACE\r\n$6\r\nABSTTL\r\n%b"
+            )
+            words = 8 if usage else 6
+            return restore % (words, len(key), key, len(at), at, len(payload), payload, usage), 1
+        commands = self.as_commands()
+        return encode_many(commands), len(commands)
+
     def as_commands(self) -> list[Command]:
-        """Return the commands that make the key equal, in one transaction, where no payload is
-        used.
-        """
+        """Return the commands that make the key equal, in one transaction."""
         name = self.to or self.key
+        if self.payload is not None:
+            usage = self.usage.split(b"\r\n")[1::2]  # its arguments, as they are encoded
+            at = self.expiry_ms
+            return [("RESTORE", name, at, self.payload, "REPLACE", "ABSTTL", *usage)]
         found: list[Command] = [("UNLINK", name)]
         if self.commands is not None:
             found.extend(self.commands)
@@ -105,6 +123,13 @@ class Packed:
                 )
             ]
         )
+
+    def as_commands(self) -> list[Command]:
+        """Return the commands that write them."""
+        return [
+            ("RESTORE", key, max(at_ms, 0), payload, "REPLACE", "ABSTTL")
+            for key, at_ms, payload in zip(self.keys, self.expiries_ms, self.payloads, strict=True)
+        ]
 
     def __iter__(self) -> Iterator[State]:
         """Yield the states one by one."""

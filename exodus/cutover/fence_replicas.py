@@ -17,7 +17,7 @@ from exodus.cutover.fence_methods import Command
 from exodus.errors import ExodusError
 from exodus.net.leg import Leg, Reply, ReplyError, close_all, error_of
 from exodus.net.masters import Lookout, master_of
-from exodus.plan.address import Address, Place
+from exodus.plan.address import Place, Service
 from exodus.plan.bounds import FENCE_POLL_S, FENCE_REPLICA_S
 from exodus.plan.vocabulary import Side
 from exodus.topology.endpoint import Endpoint
@@ -43,7 +43,7 @@ class Replicas:
         Raises:
             SourceError, TargetError: the Sentinels do not tell.
         """
-        if isinstance(self._place, Address):
+        if not isinstance(self._place, Service):
             return []
         async with Lookout(self._place) as lookout:
             await lookout.look()
@@ -58,7 +58,7 @@ class Replicas:
 
     def down(self) -> list[str]:
         """Return the replicas that answer no Sentinel, as of the last look."""
-        if isinstance(self._place, Address):
+        if not isinstance(self._place, Service):
             return []
         believed = master_of(self._place).believed
         announced = believed.down if believed is not None else ()

@@ -17,6 +17,9 @@ from exodus.net.leg import Leg, Reply, ReplyError
 Json = dict[str, Any]
 
 
+_NAME = "exodus-functions"
+
+
 @dataclass
 class Libraries:
     """What became of each library, by name."""
@@ -93,28 +96,35 @@ async def carry_functions(engine: Engine) -> Libraries:
     Raises:
         SourceError, TargetError: a side was lost.
     """
-    async with (
-        await engine.authority.connect(name="exodus-functions") as authority,
-        await engine.follower.connect(name="exodus-functions") as follower,
-    ):
-        difference = await compare_libraries(authority, follower)
-        found = Libraries(equal=difference.equal, extra=difference.extra)
-        if difference.not_told:
-            found.failed["(all)"] = (
-                f"the {engine.authority.side} does not tell them: {difference.not_told}"
-            )
-        for name, code in difference.code.items():
-            if difference.not_taken:
-                found.failed[name] = (
-                    f"the {engine.follower.side} does not take functions: {difference.not_taken}"
-                )
-                continue
-            (answer,) = await follower.pipeline([("FUNCTION", "LOAD", "REPLACE", code)])
-            if isinstance(answer, ReplyError):
-                found.failed[name] = f"the {engine.follower.side} refused it: {answer}"
-            else:
-                found.carried.append(name)
+    found = Libraries()
+    async with await (await engine.authority.any_node()).connect(name=_NAME) as authority:
+        # Each master of a cluster has libraries of its own.
+        for node in await engine.follower.each_node():
+            async with await node.connect(name=_NAME) as follower:
+                await _carry(engine, authority, follower, found)
     return found
+
+
+async def _carry(engine: Engine, authority: Leg, follower: Leg, found: Libraries) -> None:
+    """Load libraries on one node; what was found and done is added to `found`."""
+    difference = await compare_libraries(authority, follower)
+    found.equal += [name for name in difference.equal if name not in found.equal]
+    found.extra += [name for name in difference.extra if name not in found.extra]
+    if difference.not_told:
+        found.failed["(all)"] = (
+            f"the {engine.authority.side} does not tell them: {difference.not_told}"
+        )
+    for name, code in difference.code.items():
+        if difference.not_taken:
+            found.failed[name] = (
+                f"the {engine.follower.side} does not take functions: {difference.not_taken}"
+            )
+            continue
+        (answer,) = await follower.pipeline([("FUNCTION", "LOAD", "REPLACE", code)])
+        if isinstance(answer, ReplyError):
+            found.failed[name] = f"the {engine.follower.side} refused it: {answer}"
+        elif name not in found.carried:
+            found.carried.append(name)
 
 
 async def _libraries(leg: Leg) -> dict[str, bytes] | str:

@@ -11,6 +11,7 @@ from exodus.cutover.fence_methods import FenceMethod, choose_fence_method
 from exodus.errors import ExodusError
 from exodus.plan.plan import Plan
 from exodus.plan.vocabulary import Cutover, Feed, FenceKind, Side, UserRole
+from exodus.topology.cluster_checks import check_clusters
 from exodus.topology.endpoint import Endpoint
 from exodus.topology.pair_checks import Finding, check_pair
 from exodus.topology.service_checks import check_services
@@ -23,7 +24,7 @@ async def check_all(plan: Plan, store: ControlStore) -> list[Finding]:
         SourceError, TargetError, OperatorError: a side does not answer or refuses the login.
     """
     source, target = (Endpoint(side, plan.address(side)) for side in Side)
-    found = await check_services(plan)
+    found = [*await check_services(plan), *await check_clusters(plan)]
     if any(finding.severity == "fatal" for finding in found):
         return found
     found += await check_pair(source, target, plan, store)

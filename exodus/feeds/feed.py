@@ -27,7 +27,7 @@ from exodus.control.store import ControlStore
 from exodus.errors import DecisionRefused
 from exodus.feeds import replication
 from exodus.feeds.pushes import PUSHES, Beacon, PushReader, check_allowed, check_heard
-from exodus.feeds.reader import PROBE_SCRIPT, FeedReader, begin
+from exodus.feeds.reader import PROBE_SCRIPT, FeedReader, Probes, begin, to_be_heard
 from exodus.net.client import answered
 from exodus.plan.bounds import (
     FEED_POLL_S,
@@ -179,15 +179,22 @@ async def begin_feed(store: ControlStore, plan: Plan, feed: Feed) -> None:
         DecisionRefused: the source does not allow it; or the target, from which changes flow back
             after a cutover.
     """
-    if feed is Feed.GATEWAY:
-        return
     source, target = [Endpoint(side, plan.address(side)) for side in Side]
+    if feed is Feed.GATEWAY:
+        if source.cluster is not None:
+            raise DecisionRefused(
+                "the source has no change feed",
+                why="each of its nodes has to allow its replication stream, client tracking or "
+                "keyspace notifications, and no application of a cluster passes a gateway",
+                next_step="see docs/operating/feeds.md for what each of them needs",
+            )
+        return
     if feed is Feed.REPLICATION:
         await replication.check_allowed(source)
     else:
         for side in (source,) if plan.feed is Feed.AUTO else (source, target):
             await check_allowed(side, feed)
-    await begin(store, Side.SOURCE)
+    await begin(store, source)
 
 
 def feed_of(store: ControlStore, feed: Feed, partitions: int, authority: Endpoint) -> ChangeFeed:
@@ -197,6 +204,33 @@ def feed_of(store: ControlStore, feed: Feed, partitions: int, authority: Endpoin
     if feed in PUSHES:
         return PushedFeed(store, partitions, authority)
     return JournalFeed(store, partitions)
+
+
+async def prove_nodes(
+    feed: ChangeFeed, endpoint: Endpoint, prefix: str, *, within_s: float
+) -> list[str]:
+    """Write probe keys on each node of a side, as `prove` does on one; return those that came.
+
+    Raises:
+        DecisionRefused: of a node, none comes: the feed must not be relied on.
+        SourceError, TargetError: the side does not answer.
+    """
+    found: list[str] = []
+    for node in await endpoint.each_node():
+        probes = await Probes.open(endpoint, node, prefix)
+        try:
+            before = await feed.positions()
+            came: set[bytes] = set()
+            async with to_be_heard(endpoint, f"the change feed of {node.name}", within_s):
+                while not came:
+                    await probes.write()
+                    await asyncio.sleep(FEED_POLL_S)
+                    seen = {name for _, name in (await feed.changes_since(before)).keys}
+                    came = seen & set(probes.names)
+            found += [name.decode() for name in came]
+        finally:
+            await probes.close()
+    return found
 
 
 async def prove(

@@ -35,7 +35,7 @@ from exodus.control import journal
 from exodus.control.changes import RESYNC, Barrier, Key
 from exodus.control.store import ControlStore
 from exodus.errors import DecisionRefused
-from exodus.feeds.reader import BEGIN, FeedReader, Probes, not_heard
+from exodus.feeds.reader import BEGIN, FeedReader, Probes, feed_states, id_of, missed, to_be_heard
 from exodus.net.client import answered
 from exodus.net.info import info_of
 from exodus.net.leg import Leg, ReplyError
@@ -54,6 +54,7 @@ from exodus.plan.own_keys import is_own, without_own
 from exodus.plan.vocabulary import Feed
 from exodus.resp.encode import encode, encode_many
 from exodus.topology.endpoint import Endpoint
+from exodus.topology.node import Node
 
 _GROUPS = ("xreadgroup", "xack", "xclaim", "xautoclaim", "xnack", "xackdel", "xdelex")
 _FLUSHES = ("flushdb", "flushall")
@@ -146,6 +147,7 @@ class _Listener:
         self.listens = asyncio.Event()
         self.came = asyncio.Event()
         self.beacons: list[bytes] = []  # questions to which the answer is yes by now
+        self.questions: asyncio.Queue[bytes] = asyncio.Queue()
         self._asked = self._answered = 0  # PINGs
         self._pong = asyncio.Event()
         self.keys: dict[tuple[int | None, bytes], None] = {}
@@ -192,6 +194,13 @@ class _Listener:
                 self._pong.clear()
                 await self._pong.wait()
 
+    async def answer(self) -> None:
+        """Answer questions whether all was heard."""
+        while True:
+            question = await self.questions.get()
+            await self.hear_all()
+            self.say_heard(question)
+
     def say_heard(self, beacon: bytes) -> None:
         """Answer a question, together with what came before."""
         self.beacons.append(beacon)
@@ -215,47 +224,57 @@ class PushReader(FeedReader):
     ) -> None:
         super().__init__(store, endpoint, partitions, process)
         self._pushes = pushes
+        self._listeners: dict[str, _Listener] = {}  # by node
+        self._distributing: asyncio.Task[None] | None = None
 
     async def _follow(self) -> None:
-        (node,) = await self._endpoint.each_node()
+        self._distributing = asyncio.create_task(self._distribute())
+        try:
+            await super()._follow()
+        finally:
+            await end_all([self._distributing])
+
+    async def _distribute(self) -> None:
+        """Give questions whether all was heard (`Beacon`) to all that listen."""
+        asks = self._store.keys.feed_asks(self._endpoint.side)
+        while True:
+            found = await answered(self._store.client.blpop([asks], timeout=PUSHES_LOOK_S))
+            if found is not None:
+                for listener in self._listeners.values():
+                    listener.questions.put_nowait(found[1])
+
+    async def _follow_node(self, node: Node) -> None:
         tasks: list[asyncio.Task[None]] = []
         async with (
             await node.connect(name="exodus-feed") as leg,
             await node.connect(name="exodus-feed") as asker,
         ):
-            listener = _Listener(leg, self._pushes)
+            listener = self._listeners[id_of(node)] = _Listener(leg, self._pushes)
             try:
                 tasks.append(listening := asyncio.create_task(listener.run()))
                 async with asyncio.timeout(PUSHES_SILENCE_S):
                     await _first(listener.listens, listening)
                 self.connects += 1
-                tasks.append(answering := asyncio.create_task(self._answer(listener)))
-                await self._read(_Asker(asker), listener, listening, answering)
+                tasks.append(answering := asyncio.create_task(listener.answer()))
+                await self._read(node, _Asker(asker), listener, (listening, answering))
             finally:
+                del self._listeners[id_of(node)]
                 await end_all(tasks)
-
-    async def _answer(self, listener: _Listener) -> None:
-        """Answer questions whether all was heard (`Beacon`)."""
-        asks = self._store.keys.feed_asks(self._endpoint.side)
-        while True:
-            found = await answered(self._store.client.blpop([asks], timeout=PUSHES_LOOK_S))
-            if found is not None:
-                await listener.hear_all()
-                listener.say_heard(found[1])
 
     async def _read(
         self,
+        node: Node,
         asker: _Asker,
         listener: _Listener,
-        listening: asyncio.Task[None],
-        answering: asyncio.Task[None],
+        tasks: tuple[asyncio.Task[None], ...],
     ) -> None:
-        raw = await answered(self._store.client.hgetall(self._state_key))
-        fresh = bool(raw) and int(raw[b"offset"]) == BEGIN
+        listening, *_ = tasks
+        state = await self._state_of(node)
+        fresh = bool(state) and int(state["offset"]) == BEGIN
         await asker.begin()
         if not fresh:
             self.gaps += 1
-        await self._append([], [] if fresh else [Barrier(RESYNC)], [])
+        await self._append(node, [], [] if fresh else [missed(node)], [])
         self.why = ""
         looked = renewed = time.monotonic()
         while True:
@@ -265,8 +284,8 @@ class PushReader(FeedReader):
                     await _first(listener.came, listening)
                 await asyncio.sleep(JOURNAL_WINDOW_S)  # what comes meanwhile is one entry
             except TimeoutError:
-                for task in (listening, answering):
-                    if task.done():
+                for task in (*tasks, self._distributing):
+                    if task is not None and task.done():
                         task.result()
             named, flushed, beacons = listener.all_taken()
             keys = await asker.place([(db, name) for db, name in named if not is_own(name)])
@@ -278,25 +297,28 @@ class PushReader(FeedReader):
                 keys += more
                 barriers = list(dict.fromkeys([*barriers, *found]))
             if keys or barriers or beacons:
-                await self._append(keys, barriers, beacons)
+                await self._append(node, keys, barriers, beacons)
             if time.monotonic() - renewed > LEASE_MS / 3000:
                 renewed = time.monotonic()
                 if not await self._mine():
                     return
 
-    async def _append(self, keys: list[Key], barriers: list[Barrier], beacons: list[bytes]) -> None:
+    async def _append(
+        self, node: Node, keys: list[Key], barriers: list[Barrier], beacons: list[bytes]
+    ) -> None:
         """Append keys, and in the same transaction the beacons that have arrived."""
         state: dict[str, str | int] = {"offset": 0}
         if beacons:
-            kept = await answered(self._store.client.hget(self._state_key, "beacons"))
-            words = [*(kept or b"").split(), *beacons][-PUSHES_BEACONS_KEPT:]
+            kept = (await self._state_of(node)).get("beacons", "").encode()
+            words = [*kept.split(), *beacons][-PUSHES_BEACONS_KEPT:]
             state["beacons"] = b" ".join(words).decode()
+        fields = self._fields_of(node, state)
         await journal.append(
             self._store,
             keys,
             self._partitions,
             barriers,
-            also=lambda pipe: pipe.hset(self._state_key, mapping=state),  # type: ignore[arg-type]
+            also=lambda pipe: pipe.hset(self._state_key, mapping=fields),  # type: ignore[arg-type]
         )
 
 
@@ -397,53 +419,53 @@ class _Asker:
 
 
 async def check_allowed(endpoint: Endpoint, feed: Feed) -> None:
-    """Return whether a side lets us listen, and tells how often which command was run.
+    """Return whether each node of a side lets us listen, and tells how often which command was run.
 
     Raises:
         DecisionRefused: it does not, and why.
     """
-    async with await endpoint.connect(name="exodus-feed") as leg:
-        (counts,) = await leg.pipeline([("INFO", "commandstats")])
-        why = await PUSHES[feed]().why_not(leg)
-    if why is None and (isinstance(counts, ReplyError) or b"cmdstat_" not in counts):
-        why = "INFO commandstats tells nothing, so what is not pushed would be missed"
-    if why is not None:
-        raise DecisionRefused(
-            f"{feed} of the {endpoint.side} cannot be the change feed",
-            why=why,
-            next_step="mend that, or set feed: gateway (or replication) in the migration file",
-        )
+    for node in await endpoint.each_node():
+        async with await node.connect(name="exodus-feed") as leg:
+            (counts,) = await leg.pipeline([("INFO", "commandstats")])
+            why = await PUSHES[feed]().why_not(leg)
+        if why is None and (isinstance(counts, ReplyError) or b"cmdstat_" not in counts):
+            why = "INFO commandstats tells nothing, so what is not pushed would be missed"
+        if why is not None:
+            raise DecisionRefused(
+                f"{feed} of the {endpoint.side} cannot be the change feed",
+                why=why,
+                next_step="mend that, or set feed: gateway (or replication) in the migration file",
+            )
 
 
 async def check_heard(
     endpoint: Endpoint, feed: Feed, prefix: str, *, within_s: float = PUSHES_SILENCE_S
 ) -> None:
-    """Listen to a side until a key comes that a script writes there without declaring it.
+    """Listen to each node of a side until a key comes that a script writes there without declaring
+    it.
 
     Raises:
         DecisionRefused: none comes.
         SourceError, TargetError: the side does not answer.
     """
-    leg = await endpoint.connect(name="exodus-feed")
+    for node in await endpoint.each_node():
+        await _check_heard(endpoint, node, feed, prefix, within_s)
+
+
+async def _check_heard(
+    endpoint: Endpoint, node: Node, feed: Feed, prefix: str, within_s: float
+) -> None:
+    leg = await node.connect(name="exodus-feed")
     listener = _Listener(leg, PUSHES[feed]())
     listening = asyncio.create_task(listener.run())
     try:
-        probes = await Probes.open(endpoint, prefix)
+        probes = await Probes.open(endpoint, node, prefix)
         try:
-            async with asyncio.timeout(within_s):
+            async with to_be_heard(endpoint, feed, within_s):
                 await _first(listener.listens, listening)
                 while not {name for _, name in listener.all_taken()[0]} & set(probes.names):
                     await probes.write()
                     await _first(listener.came, listening)
-        except TimeoutError:
-            raise not_heard(
-                endpoint,
-                feed,
-                "a key that a script wrote without declaring it did not come within "
-                f"{within_s:.0f} s",
-            ) from None
-        except ReplyError as exc:
-            raise not_heard(endpoint, feed, str(exc)) from exc
         finally:
             await probes.close()
     finally:
@@ -482,10 +504,10 @@ class Beacon:
             await pipe.execute()
             self._tokens.add(token)
             self._at = time.monotonic()
-        kept = await answered(
-            self._store.client.hget(self._store.keys.feed(self._authority.side), "beacons")
-        )
-        if self._tokens.isdisjoint((kept or b"").split()):
+        states = await feed_states(self._store, self._authority.side)
+        nodes = [states.get(id_of(node), {}) for node in await self._authority.each_node()]
+        heard = [set(state.get("beacons", "").encode().split()) for state in nodes]
+        if not self._tokens.intersection(*heard):
             return False
         self._tokens.clear()
         return True

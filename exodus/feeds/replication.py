@@ -26,8 +26,16 @@ from exodus.control.changes import RESYNC, Barrier, Key
 from exodus.control.effects import barrier_of, changed_keys
 from exodus.control.store import ControlStore
 from exodus.errors import DecisionRefused
-from exodus.feeds.reader import BEGIN, FeedReader, Probes, feed_state, not_heard
-from exodus.net.client import answered
+from exodus.feeds.reader import (
+    BEGIN,
+    FeedReader,
+    Probes,
+    feed_state,
+    feed_states,
+    id_of,
+    missed,
+    to_be_heard,
+)
 from exodus.net.info import info_of
 from exodus.net.leg import Leg, ReplyError
 from exodus.plan.bounds import (
@@ -44,6 +52,7 @@ from exodus.plan.own_keys import is_own
 from exodus.resp.encode import encode
 from exodus.resp.scanner import SKIPPED, RequestScanner
 from exodus.topology.endpoint import Endpoint
+from exodus.topology.node import Node
 
 _ACK = encode("REPLCONF", "ACK", 0)
 _MARK = b"$EOF:"
@@ -103,17 +112,16 @@ class StreamKeys:
 class ReplicationFeed(FeedReader):
     """Reads the replication stream of one side into the journal."""
 
-    async def _follow(self) -> None:
-        (node,) = await self._endpoint.each_node()
+    async def _follow_node(self, node: Node) -> None:
         leg = await node.connect(name="exodus-feed")
         acknowledging: asyncio.Task[None] | None = None
         try:
             table = CommandTable.from_replies(await leg.call("COMMAND"))
-            stream, resumed = await self._handshake(leg, table)
+            stream, resumed = await self._handshake(leg, node, table)
             self.connects += 1
             if not resumed:
                 self.gaps += 1
-                await self._append(stream, [], [Barrier(RESYNC)])
+                await self._append(node, stream, [], [missed(node)])
             self.why = ""
             started = asyncio.Event()
             acknowledging = asyncio.create_task(_acknowledge(leg, started))
@@ -121,7 +129,7 @@ class ReplicationFeed(FeedReader):
             async for data in _chunks(leg):
                 started.set()
                 stream.feed(data)
-                await self._append(stream, *stream.take())
+                await self._append(node, stream, *stream.take())
                 if time.monotonic() - renewed > LEASE_MS / 3000:
                     renewed = time.monotonic()
                     if not await self._mine():
@@ -133,27 +141,45 @@ class ReplicationFeed(FeedReader):
             finally:
                 await leg.close()
 
-    async def _handshake(self, leg: Leg, table: CommandTable) -> tuple[StreamKeys, bool]:
+    async def _handshake(
+        self, leg: Leg, node: Node, table: CommandTable
+    ) -> tuple[StreamKeys, bool]:
         """Become a replica; return the stream's reader, and whether the stream has no gap."""
-        raw = await answered(self._store.client.hgetall(self._state_key))
-        known = (
-            Cursor(raw[b"replid"].decode(), int(raw[b"offset"]), int(raw[b"db"])) if raw else None
-        )
+        state = await self._state_of(node) or await self._before_failover(leg, node)
+        known = Cursor(state["replid"], int(state["offset"]), int(state["db"])) if state else None
         fresh = known is not None and known.offset == BEGIN
         stream, resumed = await _begin(leg, table, None if fresh else known)
         if fresh:
             await self._append(
-                stream, [], []
+                node, stream, [], []
             )  # the beginning that `begin` allowed: a backfill covers what was before it
         return stream, resumed or fresh
 
-    async def _append(self, stream: StreamKeys, keys: list[Key], barriers: list[Barrier]) -> None:
+    async def _before_failover(self, leg: Leg, node: Node) -> dict[str, str]:
+        """Return how far the stream was read of which a shard's new master was a replica before;
+        empty where that is not known.
+        """
+        if node.shard is None:
+            return {}
+        facts = info_of(await leg.call("INFO", "replication"))
+        states = await feed_states(self._store, self._endpoint.side)
+        return next(
+            (
+                state
+                for state in states.values()
+                if state.get("replid") == facts.get("master_replid2")
+                and int(state["offset"]) < int(facts["second_repl_offset"])
+            ),
+            {},
+        )
+
+    async def _append(
+        self, node: Node, stream: StreamKeys, keys: list[Key], barriers: list[Barrier]
+    ) -> None:
         cursor = stream.cursor
-        state: dict[str, str | int] = {
-            "replid": cursor.replid,
-            "offset": cursor.offset,
-            "db": cursor.db,
-        }
+        state = self._fields_of(
+            node, {"replid": cursor.replid, "offset": cursor.offset, "db": cursor.db}
+        )
         await journal.append(
             self._store,
             keys,
@@ -236,18 +262,24 @@ async def _skip_data(leg: Leg) -> None:
 
 
 async def check_heard(endpoint: Endpoint, prefix: str, *, within_s: float = STREAM_HEARD_S) -> None:
-    """Read the stream of a side until a key comes that a script writes there without declaring it.
+    """Read the stream of each node of a side until a key comes that a script writes there without
+    declaring it.
 
     Raises:
         DecisionRefused: none comes.
         SourceError, TargetError: the side does not answer.
     """
+    for node in await endpoint.each_node():
+        await _check_heard(endpoint, node, prefix, within_s)
+
+
+async def _check_heard(endpoint: Endpoint, node: Node, prefix: str, within_s: float) -> None:
     feed, tasks = "the replication stream", []
-    leg = await endpoint.connect(name="exodus-feed")
+    leg = await node.connect(name="exodus-feed")
     try:
-        probes = await Probes.open(endpoint, prefix)
+        probes = await Probes.open(endpoint, node, prefix)
         try:
-            async with asyncio.timeout(within_s):
+            async with to_be_heard(endpoint, feed, within_s):
                 table = CommandTable.from_replies(await leg.call("COMMAND"))
                 stream, _ = await _begin(leg, table, None)
                 started = asyncio.Event()
@@ -256,15 +288,6 @@ async def check_heard(endpoint: Endpoint, prefix: str, *, within_s: float = STRE
                     await probes.write()
                     stream.feed(await leg.raw(STREAM_READ_BYTES, within_s=STREAM_SILENCE_S))
                     started.set()
-        except TimeoutError:
-            raise not_heard(
-                endpoint,
-                feed,
-                "a key that a script wrote without declaring it did not come within "
-                f"{within_s:.0f} s",
-            ) from None
-        except (ReplyError, ValueError) as exc:
-            raise not_heard(endpoint, feed, str(exc)) from exc
         finally:
             await end_all(tasks)
             await probes.close()
@@ -273,13 +296,18 @@ async def check_heard(endpoint: Endpoint, prefix: str, *, within_s: float = STRE
 
 
 async def check_allowed(endpoint: Endpoint, *, without_data: bool = False) -> None:
-    """Return whether a side lets us be its replica at a bearable cost; with `without_data`, only
-    where it sends none of its data.
+    """Return whether each node of a side lets us be its replica at a bearable cost; with
+    `without_data`, only where it sends none of its data.
 
     Raises:
         DecisionRefused: it does not, and why.
     """
-    async with await endpoint.connect(name="exodus-feed") as leg:
+    for node in await endpoint.each_node():
+        await _check_allowed(node, without_data=without_data)
+
+
+async def _check_allowed(node: Node, *, without_data: bool) -> None:
+    async with await node.connect(name="exodus-feed") as leg:
         replies = await leg.pipeline(
             [
                 ("REPLCONF", "rdb-filter-only", ""),
@@ -301,7 +329,7 @@ async def check_allowed(endpoint: Endpoint, *, without_data: bool = False) -> No
     else:
         return
     raise DecisionRefused(
-        f"the replication stream of the {endpoint.side} cannot be the change feed",
+        f"the replication stream of the {node.side} cannot be the change feed",
         why=why,
         next_step="set feed: gateway in the migration file, or allow +psync +replconf to Exodus's "
         "user",
@@ -335,14 +363,17 @@ async def begin_here(store: ControlStore, leg: Leg, key: bytes, value: bytes) ->
 
 
 async def reached(store: ControlStore, endpoint: Endpoint) -> bool:
-    """Return whether everything that the server has propagated until now was read into the journal:
+    """Return whether everything that each node has propagated until now was read into the journal:
     exact, by its own offset.
     """
-    async with await endpoint.connect(name="exodus-feed") as leg:
-        facts = info_of(await leg.call("INFO", "replication"))
-    state = await feed_state(store, endpoint.side)
-    return (
-        state is not None
-        and state["replid"] == facts["master_replid"]
-        and int(state["offset"]) >= int(facts["master_repl_offset"])
-    )
+    for node in await endpoint.each_node():
+        async with await node.connect(name="exodus-feed") as leg:
+            facts = info_of(await leg.call("INFO", "replication"))
+        state = await feed_state(store, endpoint.side, id_of(node))
+        if (
+            state is None
+            or state["replid"] != facts["master_replid"]
+            or int(state["offset"]) < int(facts["master_repl_offset"])
+        ):
+            return False
+    return True

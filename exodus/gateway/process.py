@@ -106,6 +106,12 @@ async def serve(store: ControlStore, options: GatewayOptions) -> None:
         ExodusError: the process cannot start; its three lines say why.
     """
     plan, route = await start_state(store, options.state_dir)
+    if not plan.has_gateways:
+        raise OperatorError(
+            "a side of this migration is a cluster",
+            why="the gateway does not speak the cluster protocol yet",
+            next_step="start a syncer only (exodus syncer); docs/operating/cluster.md",
+        )
     check_pinned(options.pinned, plan)
     await TopologyWatch(plan.acting(UserRole.GATEWAY), store).begin()
     check_certificates(plan, options.client_ca_file, lend=options.lend_certificate)

@@ -20,7 +20,8 @@ from exodus.cancellation import beside, end_all
 from exodus.control import journal
 from exodus.control.changes import Changes, id_order
 from exodus.control.leases import Leases
-from exodus.control.schema import lane_guard_key
+from exodus.copy.guard import lost_lane_grants, set_lane_grants
+from exodus.copy.guarded_cluster import guarded_leg
 from exodus.engine import Engine, KeySync
 from exodus.errors import EpochEnded, LeaseEnded
 from exodus.live import server_runs
@@ -198,10 +199,8 @@ class Lanes:
         for (
             leg
         ) in self._pulse:  # a server that restarts ends it, also where there is nothing to copy
-            guard = self._engine.guard()
-            found = await leg.call("MGET", *[key for key, _ in guard.values])
-            if leg.side is self._engine.route.follower and not self._engine.route.native:
-                guard.check(found)
+            guarded = leg.side is self._engine.route.follower and not self._engine.route.native
+            await guarded_leg(leg, self._engine.guard()).check(enforced=guarded)
         before = dict(self._leases.tokens)
         await self._leases.renew()
         share = await self._leases.fair_share()
@@ -210,15 +209,11 @@ class Lanes:
         if (
             taken and not self._engine.route.native
         ):  # a replica takes no writes, of whoever comes with whatever token
-            async with await self._engine.follower.connect(name="exodus-lease") as leg:
-                for partition in taken:
-                    # The follower refuses a syncer with an older token, even one that wakes up
-                    # after this process has ended.
-                    await leg.call(
-                        "SET",
-                        lane_guard_key(self._engine.plan.name, partition),
-                        self._leases.tokens[partition],
-                    )
+            await set_lane_grants(
+                self._engine.follower,
+                self._engine.plan.name,
+                {partition: self._leases.tokens[partition] for partition in taken},
+            )
         if taken:
             synced = await journal.positions(self._store)
             self._positions.update(
@@ -242,14 +237,12 @@ class Lanes:
         """
         lost = await self._leases.renew()
         if not self._engine.route.native:
-            async with await self._engine.follower.connect(name="exodus-lease") as leg:
-                for partition, token in list(self._leases.tokens.items()):
-                    if (
-                        await leg.call("GET", lane_guard_key(self._engine.plan.name, partition))
-                        != b"%d" % token
-                    ):
-                        lost.append(partition)
-                        del self._leases.tokens[partition]
+            others = await lost_lane_grants(
+                self._engine.follower, self._engine.plan.name, self._leases.tokens
+            )
+            lost += others
+            for partition in others:
+                del self._leases.tokens[partition]
         if lost:
             await self._reguard(copier)
         return bool(lost)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from exodus.control.changes import RESYNC, Barrier
+from exodus.control.changes import Barrier
 from exodus.copy.scan import scan_once
 from exodus.engine import Engine
 from exodus.live.server_runs import may_remove
@@ -10,6 +10,7 @@ from exodus.net.leg import NoDatabase
 from exodus.plan.bounds import RESCAN_BATCH_KEYS
 from exodus.plan.own_keys import is_own
 from exodus.verify.extra_keys import open_extra_keys
+from exodus.verify.only import Only
 from exodus.verify.reconcile import mark_differing
 
 
@@ -20,8 +21,10 @@ async def rescan(engine: Engine, barrier: Barrier) -> int:
     it (two connections, one window), and would be lost. Keys of the follower that the authority
     lacks are marked instead, which is free of order.
     """
-    if barrier.what == RESYNC:  # anything may have changed: what is equal needs no copy
-        return (await mark_differing(engine, remove_extra=await may_remove(engine))).marked
+    if barrier.resyncs:  # anything may have changed: what is equal needs no copy
+        only = Only.of(engine, {engine.route.authority: barrier.ranges})
+        remove_extra = await may_remove(engine)
+        return (await mark_differing(engine, remove_extra=remove_extra, only=only)).marked
     marked = 0
     swapped = (
         barrier.what == "swapdb"

@@ -18,18 +18,19 @@ from __future__ import annotations
 import asyncio
 
 from exodus.control import freshness, journal
+from exodus.control.changes import Ranges
 from exodus.control.gaps import close_gap, open_gap, open_gaps
 from exodus.control.route import Route, read_route
-from exodus.control.run_ids import known_run_ids, note_run_ids
-from exodus.control.schema import guard_key
+from exodus.control.run_ids import covered, known_run_ids, note_run_ids
 from exodus.control.store import ControlStore
-from exodus.copy.guard import replace_write_grant
+from exodus.copy.guard import read_write_grants, regain_write_grants
 from exodus.engine import Engine
 from exodus.plan.bounds import SERVER_RUNS_POLL_S
 from exodus.plan.plan import Plan
 from exodus.plan.vocabulary import Side
 from exodus.topology.endpoint import Endpoint
 from exodus.topology.pair_checks import foreign_keys
+from exodus.verify.only import Only
 from exodus.verify.reconcile import mark_differing
 
 _GAP = "life:"
@@ -60,7 +61,7 @@ async def changed(engine: Engine) -> list[Side]:
     found: list[Side] = []
     for side, run_id in engine.run_ids.items():
         was = known[side]
-        if was != run_id:
+        if not covered(was, run_id):
             found.append(side)
             if open_now.get(_GAP + side, {}).get("run_id") != run_id:
                 verified = await freshness.last_pass(store) is not None or open_now.get(
@@ -110,11 +111,8 @@ async def may_remove(engine: Engine) -> bool:
     """
     if await open_gaps(engine.store):
         return False
-    (node,) = await engine.authority.each_node()
-    return (await known_run_ids(engine.store)).get(engine.route.authority) in (
-        None,
-        (await node.facts()).life,
-    )
+    known = (await known_run_ids(engine.store)).get(engine.route.authority)
+    return known is None or covered(known, (await engine.authority.facts()).life)
 
 
 async def recover(engine: Engine, sides: list[Side]) -> str:
@@ -130,7 +128,8 @@ async def recover(engine: Engine, sides: list[Side]) -> str:
     # A key that only the follower has is one that it was to remove and forgot, unless the authority
     # forgot it, or an open gap says that not all of the authority's writes are known.
     forgot = engine.route.authority not in sides and all(name.startswith(_GAP) for name in gaps)
-    found = await mark_differing(engine, remove_extra=forgot, gently=True)
+    only = Only.of(engine, {side: await _changed_slots(engine, side) for side in sides})
+    found = await mark_differing(engine, remove_extra=forgot, gently=True, only=only)
     await _synced(engine)
     verified = any(gaps.get(_GAP + side, {}).get("verified") for side in sides)
     await note_run_ids(store, engine.run_ids)
@@ -144,12 +143,25 @@ async def recover(engine: Engine, sides: list[Side]) -> str:
             await open_gap(store, _GAP + side, why, verified=verified)
         return why
     if (
-        verified
+        verified and only is None
     ):  # as a verification, it speaks for everything up to where it began; what it marked is dirty
         await freshness.record_pass(store, since_ms, synced, found.keys)
     for side in sides:
         await close_gap(store, _GAP + side)
     return ""
+
+
+async def _changed_slots(engine: Engine, side: Side) -> Ranges | None:
+    """Return the slots of a cluster whose master may have lost keys; None: all of the side."""
+    endpoint = engine.authority if side is engine.route.authority else engine.follower
+    known = (await known_run_ids(engine.store)).get(side, "")
+    found: list[tuple[int, int]] = []
+    for node in await endpoint.each_node():
+        if node.shard is None:
+            return None
+        if not covered(known, (await node.facts()).life):
+            found += node.shard.ranges
+    return tuple(found)
 
 
 async def _synced(engine: Engine) -> None:
@@ -168,35 +180,44 @@ async def regain(store: ControlStore, plan: Plan, route: Route) -> str:
     Raises:
         SourceError, TargetError: it does not answer.
     """
-    side, key, right = route.follower, guard_key(plan.name), b"%d" % route.writer_epoch
+    side, right = route.follower, b"%d" % route.writer_epoch
     follower = Endpoint(side, plan.address(side))
-    (node,) = await follower.each_node()
-    async with await node.connect(name="exodus-right") as leg:
-        value = await leg.call("GET", key)
-    if value == right:
+    grants = await read_write_grants(follower, plan.name)
+    lacking = {name: value for name, value in grants.items() if value != right}
+    if not lacking:
         return ""
-    facts = await node.facts()
-    restarted = (await known_run_ids(store)).get(side) not in (None, facts.life)
-    older = value is not None and value.isdigit() and int(value) < route.writer_epoch
-    if value is not None and not (older and restarted):
-        return (
-            f"the right to write to the {side} is not this epoch's: {key.decode()} is "
-            f"{value!r} there, not {right!r}"
-        )
-    foreign = 0 if value is not None or plan.allow_nonempty else await foreign_keys(follower, facts)
+    facts = await follower.facts()
+    known = (await known_run_ids(store)).get(side)
+    restarted = known is not None and not covered(known, facts.life)
+    for name, value in lacking.items():
+        older = value is not None and value.isdigit() and int(value) < route.writer_epoch
+        if value is not None and not (older and restarted):
+            return (
+                f"the right to write to the {side} is not this epoch's: {name.decode()} is "
+                f"{value!r} there, not {right!r}"
+            )
+    # Where other nodes of a cluster still know this migration, it is no stranger.
+    known_there = len(lacking) < len(grants) or any(value is not None for value in lacking.values())
+    foreign = 0 if known_there or plan.allow_nonempty else await foreign_keys(follower, facts)
     if foreign:
+        name = next(iter(lacking))
+        grant = f"SET {name.decode()} {right.decode()}" if follower.cluster is None else ""
         return (
             f"the {side} was replaced or restored from a copy: it holds {foreign} keys, and not "
-            f"{key.decode()}. "
-            "Empty it, and live sync fills it again by itself. Where its keys are this "
-            "migration's, say so: "
-            f"redis-cli -u {plan.address(side).url} SET {key.decode()} {right.decode()}"
+            f"{name.decode()}. "
+            "Empty it, and live sync fills it again by itself."
+            + (
+                " Where its keys are this migration's, say so: "
+                f"redis-cli -u {plan.address(side).url} {grant}"
+                if grant
+                else ""
+            )
         )
     now = await read_route(store)
     if (now.sync, now.authority, now.writer_epoch) != (True, route.authority, route.writer_epoch):
         return "the route has changed"
     if not restarted:
         await note_run_ids(store, {side: _EMPTIED})
-    if not await replace_write_grant(follower, plan.name, value, right):
+    if not await regain_write_grants(follower, plan.name, lacking, right):
         return f"the right to write to the {side} is being changed"
     return ""

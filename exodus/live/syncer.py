@@ -132,11 +132,16 @@ class Syncer(RouteFollower):
         self._why = ""  # of work that has ended
 
     async def _probe_or_not(self) -> None:
-        """Measure the lag, unless writes are held or the probe's key is a rehearsal's. Ended, so
-        that a switch finds no session of ours.
+        """Measure the lag through a gateway, unless writes are held or the probe's key is a
+        rehearsal's. Ended, so that a switch finds no session of ours.
         """
         route = self._route
-        calm = route.sync and route.hold is Hold.NONE and route.rehearsal_prefix is None
+        calm = (
+            self._plan.has_gateways
+            and route.sync
+            and route.hold is Hold.NONE
+            and route.rehearsal_prefix is None
+        )
         if not calm:
             await end_all((self._probing,))
             self._probing = None

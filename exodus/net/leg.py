@@ -162,6 +162,18 @@ class Leg:
             doubt(service)
             raise lost(self.side, self.address, ConnectionError("it is not the master any more"))
 
+    def pin(self, node: str) -> None:
+        """Let SCAN go to one node of the side, by its name. A single server is that node."""
+
+    async def pinned(self) -> Leg:
+        """Return the connection to that node."""
+        return self
+
+    async def of(self, key: bytes) -> Leg:
+        """Return the connection to the node of a key, for what holds state on it, as WATCH does."""
+        del key  # a single server has every key
+        return self
+
     def write(self, data: bytes) -> None:
         """Queue bytes that are encoded already."""
         self._writer.write(data)

@@ -1,4 +1,4 @@
-"""The masters of services behind Sentinel, as this process knows them.
+"""The masters of services behind Sentinel, as this process knows them, and where to connect to.
 
     located     the address to connect to; asks the Sentinels where nobody has asked of late
     standing    the same without asking, for a gateway: no Sentinel delays an application
@@ -16,43 +16,21 @@ ends them. What was bound to a connection then starts again by its own means.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import threading
 import time
-import weakref
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any, Self
+from dataclasses import dataclass
+from typing import Self
 
-import hiredis
-
-from exodus.net.connect import login_of, open_streams
-from exodus.net.info import info_of
+from exodus.net.clusters import NoMaster, any_master, cluster_of, look
+from exodus.net.ends import Ends
+from exodus.net.inquiry import Inquiry
+from exodus.net.role import RoleReport, role_report
 from exodus.net.sentinel import Sentinels, Verdict, decide
-from exodus.net.tls import ssl_context
-from exodus.plan.address import Address, Place, Service, place_of
+from exodus.plan.address import Address, Cluster, Place, Service
 from exodus.plan.bounds import SENTINEL_ANSWER_S, TOPOLOGY_FRESH_S, TOPOLOGY_UNWATCHED_S
-from exodus.resp.encode import encode, encode_many
 
-_READ_BYTES = 64 * 1024
-_NAME = "exodus-topology"  # no application's connection
-
-
-class NoMaster(OSError):
-    """Which server is the master is not known."""
-
-
-@dataclass(frozen=True)
-class RoleReport:
-    """What a server says of its part in replication."""
-
-    is_master: bool
-    run_id: str
-    offset: int  # of what it wrote, or applied
-    replid: str
-    replid_before: str  # of the master that it was a replica of, until its own failover
-    offset_before: int  # up to which the stream of that master was its own; -1: none
-    replicas: dict[str, int] = field(default_factory=dict)  # as they announce themselves → offset
+_ROLE = (("ROLE",), ("INFO", "server"), ("INFO", "replication"))
 
 
 @dataclass(frozen=True)
@@ -77,8 +55,7 @@ class Master:
         self.why = "the Sentinels were not asked yet"  # what is not known; empty: all is
         self.watches = 0  # that hear of a failover at once
         self._looked_at = -TOPOLOGY_FRESH_S
-        self._ends: dict[int, tuple[str, int, asyncio.AbstractEventLoop, Any]] = {}
-        self._next = 0
+        self._ends = Ends()
 
     @property
     def fresh(self) -> bool:
@@ -133,7 +110,7 @@ class Master:
             verdict.config_epoch,
         )
         if changed:
-            self._end_others()
+            self._ends.all_but({(self.believed.address.place, self.believed.config_epoch)})
         return changed
 
     def end_by(self, address: Address, end: Callable[[], None]) -> None:
@@ -142,22 +119,7 @@ class Master:
         """
         believed = self.believed
         epoch = believed.config_epoch if believed is not None else -1
-        self._next += 1
-        number = self._next
-        method = weakref.WeakMethod(end, lambda _: self._ends.pop(number, None))
-        self._ends[number] = (address.place, epoch, asyncio.get_running_loop(), method)
-
-    def _end_others(self) -> None:
-        assert self.believed is not None
-        now = (self.believed.address.place, self.believed.config_epoch)
-        for number, (place, epoch, loop, method) in list(self._ends.items()):
-            if (place, epoch) == now:
-                continue
-            self._ends.pop(number, None)
-            end = method()
-            if end is not None:
-                with contextlib.suppress(RuntimeError):  # its loop has ended, and it with it
-                    loop.call_soon_threadsafe(end)
+        self._ends.add((address.place, epoch), end)
 
 
 _masters: dict[tuple[tuple[str, ...], str], Master] = {}
@@ -171,9 +133,11 @@ def master_of(service: Service) -> Master:
 
 
 def doubt(place: Place) -> None:
-    """Ask the Sentinels before the next connection to this place."""
+    """Ask the Sentinels, or the nodes, before the next connection to this place."""
     if isinstance(place, Service):
         master_of(place).doubt()
+    elif isinstance(place, Cluster):
+        cluster_of(place).doubt()
 
 
 def end_with_master(service: Service, address: Address, end: Callable[[], None]) -> None:
@@ -182,13 +146,16 @@ def end_with_master(service: Service, address: Address, end: Callable[[], None])
 
 
 def standing(place: Place) -> Address:
-    """Return the address to connect to by what is known, with the login of `place`.
+    """Return the address to connect to by what is known, with the login of `place`. Of a cluster
+    that is one of its masters, for what all of them answer alike.
 
     Raises:
         NoMaster: nothing is known.
     """
     if isinstance(place, Address):
         return place
+    if isinstance(place, Cluster):
+        return any_master(place)
     master = master_of(place)
     if master.believed is None:
         raise NoMaster(f"no master of {place.service} is known: {master.why}")
@@ -202,7 +169,9 @@ async def located(place: Place) -> Address:
         NoMaster: it is not known, and no Sentinel says it.
         OperatorError: a password cannot be read.
     """
-    if isinstance(place, Service) and not master_of(place).fresh:
+    if isinstance(place, Cluster):
+        await look(place)
+    elif isinstance(place, Service) and not master_of(place).fresh:
         async with Lookout(place) as lookout:
             await lookout.look()
     return standing(place)
@@ -212,7 +181,7 @@ def failovers_of(place: Place) -> str:
     """Return what tells lives of a server apart beside its run id: a server may be the master, a
     replica, and the master again, and have lost keys in between.
     """
-    if isinstance(place, Address):
+    if not isinstance(place, Service):
         return ""
     believed = master_of(place).believed
     return f"@{believed.config_epoch}" if believed is not None else "@?"
@@ -224,7 +193,7 @@ class Lookout:
     def __init__(self, service: Service) -> None:
         self._service = service
         self._sentinels = Sentinels(service)
-        self._asked: tuple[Address, asyncio.StreamReader, asyncio.StreamWriter] | None = None
+        self._servers = Inquiry(service.service)
 
     async def __aenter__(self) -> Self:
         return self
@@ -234,7 +203,7 @@ class Lookout:
 
     async def close(self) -> None:
         """End the connections."""
-        self._hang_up()
+        self._servers.hang_up()
         await self._sentinels.close()
 
     async def look(self) -> bool:
@@ -257,68 +226,7 @@ class Lookout:
         """Return what a server says of itself, or why it says nothing."""
         try:
             async with asyncio.timeout(SENTINEL_ANSWER_S):
-                try:
-                    return await self._ask_role(address)
-                except OSError:
-                    self._hang_up()  # the server may have ended it long ago
-                    return await self._ask_role(address)
+                return role_report(*await self._servers.ask(address, _ROLE))
         except (OSError, TimeoutError, ValueError) as exc:
-            self._hang_up()
+            self._servers.hang_up()
             return str(exc) or type(exc).__name__
-
-    async def _ask_role(self, address: Address) -> RoleReport:
-        begin, wanted = b"", 3
-        if self._asked is None or self._asked[0] != address:
-            self._hang_up()
-            reader, writer = await open_streams(address, ssl_context(address))
-            self._asked = (address, reader, writer)
-            login = login_of(address, self._service.service)
-            begin = login + encode("CLIENT", "SETNAME", _NAME)
-            wanted += 1 + bool(login)
-        _, reader, writer = self._asked
-        asked = encode_many([("ROLE",), ("INFO", "server"), ("INFO", "replication")])
-        writer.write(begin + asked)
-        parser, replies = hiredis.Reader(), list[Any]()
-        while len(replies) < wanted:
-            data = await reader.read(_READ_BYTES)
-            if not data:
-                raise ConnectionError("it ended the connection")
-            parser.feed(data)
-            while (reply := parser.gets()) is not False:
-                replies.append(reply)
-        return role_report(*replies[-3:])
-
-    def _hang_up(self) -> None:
-        if self._asked is not None:
-            self._asked[2].close()
-            self._asked = None
-
-
-def role_report(role: Any, server: Any, replication: Any) -> RoleReport:
-    """Read the replies to ROLE, INFO server and INFO replication.
-
-    Raises:
-        ValueError: the server refuses to tell.
-    """
-    refused = next((str(said) for said in (server, replication) if not isinstance(said, bytes)), "")
-    if refused:
-        raise ValueError(refused)
-    facts = info_of(server) | info_of(replication)
-    if isinstance(role, hiredis.ReplyError) and not str(role).startswith("NOPERM"):
-        raise ValueError(str(role))
-    is_master = facts.get("role") == "master" and (
-        not isinstance(role, list) or role[0] == b"master"
-    )
-    replicas = {
-        place_of(row[0].decode(), int(row[1])): int(row[2])
-        for row in (role[2] if is_master and isinstance(role, list) else ())
-    }
-    return RoleReport(
-        is_master,
-        facts.get("run_id", ""),
-        int(facts.get("master_repl_offset" if is_master else "slave_repl_offset", 0)),
-        facts.get("master_replid", ""),
-        facts.get("master_replid2", ""),
-        int(facts.get("second_repl_offset", -1)),
-        replicas,
-    )

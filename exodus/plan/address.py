@@ -1,11 +1,12 @@
-"""The address of one server or of a service behind Sentinel, its TLS settings, and where its
-password is.
+"""The address of one server, of a service behind Sentinel, or of a cluster, its TLS settings, and
+where its password is.
 
 A password is a `SecretStr` that no dump contains. The plan names an environment variable or a file
 in its place, and whoever connects reads it there.
 
 `Address` is one server. `Service` is a master with its replicas: Sentinels say which server is the
-master now (`exodus/net/masters.py`). `Place` is either.
+master now (`exodus/net/masters.py`). `Cluster` has several masters, each with slots of its own: its
+nodes say who has which (`exodus/net/clusters.py`). `Place` is any of these.
 """
 
 from __future__ import annotations
@@ -36,9 +37,16 @@ _OTHER_SCHEMES = (
     "unix",
     "redis+sentinel",
     "rediss+sentinel",
+    "redis+cluster",
+    "rediss+cluster",
     "valkey",
     "valkeys",
 )
+# What follows the + of a scheme → what to write in its place.
+_IN_PLACE = {
+    "sentinel": "name {field}.sentinels and {field}.service in place of {field}.url",
+    "cluster": "name {field}.cluster, a list of host:port, in place of {field}.url",
+}
 _SPLITS = re.compile(r"[/?#@\s]")
 _DATABASE = re.compile(r"/[0-9]{1,3}")
 _VARIABLE = re.compile(r"[A-Z][A-Z0-9_]*")
@@ -112,9 +120,9 @@ class Address(ServerLogin):
                 f"{field}: the scheme of the URL is "
                 f"{scheme if scheme in _OTHER_SCHEMES else 'not known'}",
                 why="Exodus speaks the Redis protocol: redis:// (plain) or rediss:// (TLS)",
-                next_step=f"write {field} as redis://user@host:port"
-                if not scheme.lower().endswith("+sentinel")
-                else f"name {field}.sentinels and {field}.service in place of {field}.url",
+                next_step=_IN_PLACE.get(
+                    scheme.lower().partition("+")[2], "write {field} as redis://user@host:port"
+                ).format(field=field),
             )
         if _SPLITS.search(rest.rpartition("@")[0]):
             raise OperatorError(
@@ -170,7 +178,39 @@ class Address(ServerLogin):
         return place_of(self.host, self.port)
 
 
-class Service(ServerLogin):
+class Announced(ServerLogin):
+    """The login of servers whose addresses others announce, and where these are reached."""
+
+    address_map: dict[str, str] = Field(
+        default={},
+        description="announced address: reachable address, where Exodus cannot reach what the "
+        "Sentinels or the nodes announce; both as host:port, or both as host",
+    )
+
+    @field_validator("address_map")
+    @classmethod
+    def _maps_alike(cls, value: dict[str, str]) -> dict[str, str]:
+        for announced, reachable in value.items():
+            if _has_port(announced) is not _has_port(reachable):
+                raise ValueError(
+                    f"address_map: {announced} → {reachable}: write host:port on both sides, or "
+                    "host on both"
+                )
+            for text in (announced, reachable):
+                if _has_port(text):
+                    split_place(text)
+        return value
+
+    def server(self, announced: str) -> Address:
+        """Return the reachable address of a server announced as host:port."""
+        host, port = split_place(self.address_map.get(announced, announced))
+        if announced not in self.address_map:
+            host = self.address_map.get(host, host)
+        fields = {name: getattr(self, name) for name in ServerLogin.model_fields}
+        return Address(host=host, port=port, **fields)
+
+
+class Service(Announced):
     """A master with replicas behind Sentinel, and the login of these servers."""
 
     sentinels: tuple[str, ...] = Field(
@@ -201,29 +241,16 @@ class Service(ServerLogin):
     sentinel_server_name: str | None = Field(
         default=None, description="name in the Sentinels' certificate; null: the host"
     )
-    address_map: dict[str, str] = Field(
-        default={},
-        description="announced address: reachable address, where Exodus cannot reach what the "
-        "Sentinels announce; both as host:port, or both as host",
-    )
 
     @field_validator("sentinels", mode="before")
     @classmethod
     def _is_a_list(cls, value: object) -> object:
-        if isinstance(value, str):
-            raise ValueError(  # noqa: TRY004 - pydantic shows it as an error of the field
-                "sentinels is a list: write [host:port, host:port, host:port]"
-            )
-        return value
+        return _listed("sentinels", value)
 
     @field_validator("sentinels")
     @classmethod
     def _are_places(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        for text in value:
-            split_place(text)
-        if len(set(value)) != len(value):
-            raise ValueError("sentinels names one address twice; name each Sentinel once")
-        return value
+        return _each_once("sentinels", value)
 
     @field_validator("service")
     @classmethod
@@ -233,20 +260,6 @@ class Service(ServerLogin):
                 f"service {value!r} is no name of a master: Sentinel takes letters, digits and "
                 ". - _"
             )
-        return value
-
-    @field_validator("address_map")
-    @classmethod
-    def _maps_alike(cls, value: dict[str, str]) -> dict[str, str]:
-        for announced, reachable in value.items():
-            if _has_port(announced) is not _has_port(reachable):
-                raise ValueError(
-                    f"address_map: {announced} → {reachable}: write host:port on both sides, or "
-                    "host on both"
-                )
-            for text in (announced, reachable):
-                if _has_port(text):
-                    split_place(text)
         return value
 
     @property
@@ -275,27 +288,53 @@ class Service(ServerLogin):
             for host, port in map(split_place, self.sentinels)
         )
 
-    def server(self, announced: str) -> Address:
-        """Return the reachable address of a server that Sentinels announce as host:port."""
-        host, port = split_place(self.address_map.get(announced, announced))
-        if announced not in self.address_map:
-            host = self.address_map.get(host, host)
+
+class Cluster(Announced):
+    """A cluster, and the login of its nodes."""
+
+    cluster: tuple[str, ...] = Field(
+        min_length=1,
+        description="addresses of nodes, each as host:port; the others are found by asking these",
+    )
+
+    @field_validator("cluster", mode="before")
+    @classmethod
+    def _is_a_list(cls, value: object) -> object:
+        return _listed("cluster", value)
+
+    @field_validator("cluster")
+    @classmethod
+    def _are_places(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return _each_once("cluster", value)
+
+    @property
+    def url(self) -> str:
+        """Return the cluster without its password, fit to be shown."""
+        user = f"{self.username}@" if self.username else ""
+        scheme = "rediss+cluster" if self.tls else "redis+cluster"
+        return f"{scheme}://{user}{','.join(self.cluster)}"
+
+    @property
+    def seeds(self) -> tuple[Address, ...]:
+        """Return the addresses of the nodes that the plan names: they are reachable as they are."""
         fields = {name: getattr(self, name) for name in ServerLogin.model_fields}
-        return Address(host=host, port=port, **fields)
+        return tuple(
+            Address(host=host, port=port, **fields) for host, port in map(split_place, self.cluster)
+        )
 
 
-Place = Address | Service
+Place = Address | Service | Cluster
 
 
 def one_server(place: Place) -> Address:
     """Return the address of a place that the plan allows to be one server only.
 
     Raises:
-        Bug: it is a service.
+        Bug: it is a service or a cluster.
     """
-    if isinstance(place, Service):
+    if not isinstance(place, Address):
         raise Bug(
-            f"{place.url} is a service, and one server is needed",
+            f"{place.url} is no single server, and one is needed",
             why="the plan's check of strategy and topology let it pass",
             next_step="report this; nothing was changed",
         )
@@ -319,6 +358,22 @@ def split_place(text: str) -> tuple[str, int]:
     if not whole or not _HOST.fullmatch(inner) or (":" in inner) is (inner == host):
         raise ValueError(f"{text!r} is no address: write host:port, or [IPv6 address]:port")
     return inner, int(port)
+
+
+def _listed(field: str, value: object) -> object:
+    if isinstance(value, str):
+        raise ValueError(  # noqa: TRY004 - pydantic shows it as an error of the field
+            f"{field} is a list: write [host:port, host:port, host:port]"
+        )
+    return value
+
+
+def _each_once(field: str, value: tuple[str, ...]) -> tuple[str, ...]:
+    for text in value:
+        split_place(text)
+    if len(set(value)) != len(value):
+        raise ValueError(f"{field} names one address twice; name each once")
+    return value
 
 
 def _has_port(text: str) -> bool:

@@ -93,6 +93,11 @@ SENTINEL_ANSWER_S = 1.0  # For one Sentinel to answer, and for a server to tell 
 TOPOLOGY_LOOK_S = 1.0  # Between two looks at the Sentinels; +switch-master wakes it sooner.
 TOPOLOGY_FRESH_S = 5.0  # A watched master that was seen within it is connected to without asking.
 TOPOLOGY_UNWATCHED_S = 0.25  # The same where no watch would hear of a failover.
+CLUSTER_ANSWER_S = 2.0  # Within which a node says who has which slots.
+CLUSTER_REDIRECT_S = 5.0  # For which a request is sent again after MOVED, ASK, TRYAGAIN.
+CLUSTER_AGAIN_S = 0.05  # Before it is sent again to where it was refused.
+CLUSTER_GUARD_EVERY = 16  # Slots from one guard key of a cluster to the next.
+CLUSTER_SCRIPT_ARGS_MAX = 6_000  # Of one command in a script: Lua's stack takes 8,000.
 TOPOLOGY_SIGHTS_KEPT = 120  # Looks at a master's offsets, to tell what a failover lost.
 SENTINELS_MIN = 3  # Fewer Sentinels cannot outvote a stale one.
 FAILOVERS_KEPT = 200  # Failovers of both sides that the control store remembers.
@@ -359,6 +364,7 @@ PUSHES_SCAN_KEYS = 1_000
 
 # exodus/feeds/reader.py
 FEED_READER_PROBE_MS = 60_000
+FEED_PROBE_NAMES_MAX = 100_000  # tried until one is in a slot of the node
 FEED_READER_BACKOFF_S = 0.5
 
 # exodus/feeds/replication.py

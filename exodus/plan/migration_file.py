@@ -12,7 +12,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from exodus.errors import OperatorError
-from exodus.plan.address import Address, Place, Service
+from exodus.plan.address import Address, Cluster, Place, Service
 from exodus.plan.gate_checks import GateChecks
 from exodus.plan.plan import Plan
 from exodus.plan.settings import Budget, CanaryPlan, Fencing, Listen, Login, Workers
@@ -34,7 +34,7 @@ class MigrationFile(BaseModel):
 
 _SERVERS = ("source", "target", "control_store")
 _MODELS = (
-    *(Plan, Address, Service, Login, Workers, Budget, Listen, Fencing, CanaryPlan, Window),
+    *(Plan, Address, Service, Cluster, Login, Workers, Budget, Listen, Fencing, CanaryPlan, Window),
     GateChecks,
 )
 _FIELDS = sorted({name for model in _MODELS for name in model.model_fields} | {"url"})
@@ -88,9 +88,10 @@ def migration_of(raw: Mapping[str, Any], where: str) -> MigrationFile:
     except ValidationError as exc:
         raise _as_operator_error(exc, where, "") from exc
     control_store = servers["control_store"]
-    if isinstance(control_store, Service):
+    if not isinstance(control_store, Address):
+        named = "sentinels" if isinstance(control_store, Service) else "a cluster"
         raise OperatorError(
-            "control_store is one server, and it names sentinels",
+            f"control_store is one server, and it names {named}",
             why="after a failover the control store could lack the last entries of the journal",
             next_step="name its address in control_store.url (docs/operating/production.md)",
         )
@@ -98,7 +99,7 @@ def migration_of(raw: Mapping[str, Any], where: str) -> MigrationFile:
 
 
 def _place(name: str, server: object, where: str) -> Place:
-    """Read one of `_SERVERS`: a URL, a mapping with a URL, or a mapping with Sentinels.
+    """Read one of `_SERVERS`: a URL, or a mapping with a URL, with Sentinels, or with a cluster.
 
     Raises:
         OperatorError: it is neither, or a field of it cannot be.
@@ -107,11 +108,12 @@ def _place(name: str, server: object, where: str) -> Place:
         server = {"url": server}
     by_url = isinstance(server, dict) and isinstance(server.get("url"), str)
     by_sentinels = isinstance(server, dict) and ("sentinels" in server or "service" in server)
-    if not isinstance(server, dict) or not (by_url or by_sentinels):
+    by_nodes = isinstance(server, dict) and "cluster" in server
+    if not isinstance(server, dict) or not (by_url or by_sentinels or by_nodes):
         raise OperatorError(
             f"{name} is not a server" if server else f"{name} is missing",
             why="each of source, target and control_store needs a url; source and target may have "
-            "sentinels and service in its place",
+            "sentinels and service, or cluster, in its place",
             next_step=f"add to {where}:\n{name}:\n  url: redis://user@host:port\n  "
             "password_env: NAME_OF_A_VARIABLE",
         )
@@ -122,8 +124,17 @@ def _place(name: str, server: object, where: str) -> Place:
             next_step=f"leave {name}.url away; its user goes into {name}.username, and rediss:// "
             f"becomes {name}.tls: true",
         )
+    if by_nodes and ("url" in server or by_sentinels):
+        raise OperatorError(
+            f"{name} has a cluster and {'sentinels' if by_sentinels else 'a url'}",
+            why="the nodes of the cluster say who has which slots",
+            next_step=f"leave all but {name}.cluster away; a user goes into {name}.username, and "
+            f"rediss:// becomes {name}.tls: true",
+        )
     more = {key: value for key, value in server.items() if key != "url"}
     try:
+        if by_nodes:
+            return Cluster.model_validate(more)
         if by_sentinels:
             return Service.model_validate(more)
         return Address.parse(server["url"], field=name, **more)

@@ -10,7 +10,9 @@ lower-case letters, digits and dashes.
 | exodus:{NAME}:lane:N          | the guard of one partition's lane                             |
 | exodus:{NAME}:fence           | which switch may put the fence up or down                     |
 | exodus:{NAME}:native          | the guard of native replication                               |
+| exodus:{NAME.N}:guard         | both guards of the writers on a cluster, in one slot of many  |
 | exodus:{stage}:TOKEN          | a large key while it is put together; expires                 |
+| exodus:{stage.N}:TOKEN        | the same on a cluster, in the slot of the key                 |
 | exodus:{proof}:TOKEN          | whether a payload loads; removed at once                      |
 | exodus:{fence}:probe          | whether a fence holds; expires                                |
 | exodus:{migrate}:probe        | whether MIGRATE reaches the target; expires                   |
@@ -27,7 +29,8 @@ RESERVED_PREFIX = b"exodus:{"  # how all of them begin; not all that begins like
 _NAMES = re.compile(
     rb"exodus:\{(?:"
     rb"[a-z0-9][a-z0-9-]{0,39}\}:(?:epoch|fence|native|lane:[0-9]+)"
-    rb"|(?:stage|proof)\}:[0-9a-f]{16}"
+    rb"|[a-z0-9][a-z0-9-]{0,39}\.[0-9]{1,7}\}:guard"
+    rb"|(?:stage(?:\.[0-9]{1,7})?|proof)\}:[0-9a-f]{16}"
     rb"|(?:fence|migrate)\}:probe"
     rb"|(?:probe|exercise|watched)\}"
     rb")"

@@ -10,7 +10,7 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from exodus.plan.address import Address, Credentials, Place, Service
+from exodus.plan.address import Address, Cluster, Credentials, Place, Service
 from exodus.plan.bounds import HOLD_SECONDS_MAX
 from exodus.plan.compare_rules import CompareRule
 from exodus.plan.gate_checks import GateChecks
@@ -296,8 +296,8 @@ class Plan(Options):
     name: str = Field(
         pattern=r"^[a-z0-9][a-z0-9-]{0,39}$", description="lower-case letters, digits and dashes"
     )
-    source: Place = Field(description="the server or service that applications use today")
-    target: Place = Field(description="the server or service that takes over")
+    source: Place = Field(description="the server, service or cluster that applications use today")
+    target: Place = Field(description="the server, service or cluster that takes over")
 
     @model_validator(mode="after")
     def _fits_its_topology(self) -> Self:
@@ -318,6 +318,29 @@ class Plan(Options):
                     f"fence.{side}: replica with {side}.sentinels: Sentinel would make the fenced "
                     "server a master again; set acl, min-replicas or auto"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _fits_a_cluster(self) -> Self:
+        clusters = [side for side in Side if isinstance(self.address(side), Cluster)]
+        if not clusters:
+            return self
+        named = f"{clusters[0]}.cluster"
+        if self.strategy is not CopyStrategy.KEYS:
+            raise ValueError(
+                f"strategy: {self.strategy} with {named}: a cluster is copied key by key; set "
+                "strategy: keys"
+            )
+        if self.cutover is not Cutover.OWN:
+            raise ValueError(
+                f"cutover: {self.cutover} with {named}: the gateway does not speak the cluster "
+                "protocol yet; set cutover: own and move the applications by means of your own"
+            )
+        if self.feed is Feed.GATEWAY:
+            raise ValueError(
+                f"feed: gateway with {named}: no application of a cluster passes a gateway; set "
+                "feed: auto, replication, tracking or notifications"
+            )
         return self
 
     @model_validator(mode="after")
@@ -352,6 +375,11 @@ class Plan(Options):
         if not self.filters and not self.renames:
             return Scope()
         return Scope(self.filters, self.renames, always=self.rehearsal_prefix, never=is_own)
+
+    @property
+    def has_gateways(self) -> bool:
+        """Return whether applications pass gateways: those of a cluster cannot."""
+        return not any(isinstance(self.address(side), Cluster) for side in Side)
 
     def address(self, side: Side) -> Place:
         """Return the address of one side."""

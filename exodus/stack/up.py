@@ -218,6 +218,8 @@ class _Stack:
             ("target", wanted.target_url, wanted.target_password_file, wanted.target_kind),
             ("control_store", None, None, ServerKind.VALKEY_91),
         ):
+            if name in (wanted.options or {}):
+                continue  # named by the caller, such as a cluster
             if url is not None:
                 given[name] = _given(home, name, url, password_file)
                 continue
@@ -321,6 +323,8 @@ class _Stack:
         home = self.home
         file = load_migration(home.migration_file)
         parts: list[Started] = []
+        if not file.plan.has_gateways:  # and a comparer compares what they record
+            names = [name for name in names if name == "syncer"]
         for name in names:
             command = [
                 sys.executable,

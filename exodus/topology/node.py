@@ -5,13 +5,16 @@ Exodus asks the server for its capabilities. It never derives them from the vend
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
+from exodus.commands.slots import Shard
 from exodus.errors import OperatorError
 from exodus.net.info import databases_of, info_of
 from exodus.net.leg import Leg, ReplyError, not_yet
 from exodus.net.masters import failovers_of
-from exodus.plan.address import Address, Place
+from exodus.plan.address import Address, Service
 from exodus.plan.own_keys import RESERVED_PREFIX
 from exodus.plan.vocabulary import Side
 
@@ -49,7 +52,7 @@ class NodeFacts:
     script_ms: int = (
         _SCRIPT_MS  # a script that runs for longer makes the server answer BUSY to everybody
     )
-    failovers: str = ""  # of its service; empty for a server that stands alone
+    failovers: str = ""  # of its service or shard; empty for a server that stands alone
 
     @property
     def life(self) -> str:
@@ -59,21 +62,31 @@ class NodeFacts:
         return self.run_id + self.failovers
 
     @property
+    def servers(self) -> set[str]:
+        """Return the run ids of its servers: one, or those of a cluster's masters."""
+        return {life.partition("@")[0] for life in self.run_id.split()}
+
+    @property
     def version_text(self) -> str:
         """Return the version as people write it."""
         return ".".join(map(str, self.version))
 
 
 class Node:
-    """One server of a side, or the server that is the master of a service.
+    """One server of a side, the server that is the master of a service, or the master of a shard.
 
     The name stays through failovers, so that a slice is the same slice after one.
     """
 
-    def __init__(self, side: Side, place: Place) -> None:
+    def __init__(self, side: Side, place: Address | Service, *, shard: Shard | None = None) -> None:
+        """With a `shard`, it is that shard's master."""
         self.side = side
         self.place = place
-        self.name = place.place if isinstance(place, Address) else place.service
+        self.shard = shard
+        if shard is not None:
+            self.name = shard.name
+        else:
+            self.name = place.place if isinstance(place, Address) else place.service
 
     async def connect(self, db: int = 0, *, name: str = "exodus") -> Leg:
         """Connect to the server, or to the master of now."""
@@ -161,7 +174,7 @@ class Node:
             engine=engine,
             version=version,
             run_id=info["run_id"],
-            failovers=failovers,
+            failovers=failovers if self.shard is None else _promoted(info),
             payload_version=payload,
             databases=databases,
             used_memory=int(info.get("used_memory", 0)),
@@ -173,6 +186,42 @@ class Node:
             limits=limits,
             script_ms=script_ms,
         )
+
+
+def _promoted(info: Mapping[str, str]) -> str:
+    """Return what tells lives of a shard's master apart: at which offset it was promoted last, or
+    nothing where it never was. A restart brings another run id.
+    """
+    offset = info.get("second_repl_offset", "-1")
+    return "" if offset == "-1" else f"@{offset}"
+
+
+def of_all(nodes: Sequence[NodeFacts]) -> NodeFacts:
+    """Return what a side of several nodes says of itself: what all of them can do, and the sums.
+
+    Where versions differ, as during an upgrade, the oldest one counts, and keys are copied by type.
+    """
+    first = min(nodes, key=lambda facts: facts.version)
+    databases: Counter[int] = Counter()
+    for each in nodes:
+        databases.update(each.databases)
+    payloads = {each.payload_version for each in nodes}
+    bounded = all(each.maxmemory for each in nodes)
+    return replace(
+        first,
+        run_id=" ".join(sorted(each.life for each in nodes)),
+        failovers="",
+        payload_version=payloads.pop() if len(payloads) == 1 else None,
+        databases=dict(databases),
+        used_memory=sum(each.used_memory for each in nodes),
+        maxmemory=sum(each.maxmemory for each in nodes) if bounded else 0,
+        capabilities={
+            name: all(each.capabilities.get(name, False) for each in nodes)
+            for name in first.capabilities
+        },
+        database_count=min(each.database_count for each in nodes),
+        script_ms=min(each.script_ms for each in nodes),
+    )
 
 
 async def _payload_version(leg: Leg, engine: str, version: tuple[int, ...]) -> int | None:

@@ -16,6 +16,7 @@ from exodus.control.store import ControlStore
 from exodus.errors import OperatorError
 from exodus.net.client import answered
 from exodus.net.leg import Leg
+from exodus.plan.address import Cluster
 from exodus.plan.bounds import PAIR_CHECKS_OWN_KEYS_MAX
 from exodus.plan.own_keys import RESERVED_PREFIX, is_own
 from exodus.plan.plan import Plan
@@ -59,13 +60,13 @@ async def check_pair(
             f"{theirs.version_text}",
         )
     )
-    if ours.run_id == theirs.run_id:
+    if ours.servers & theirs.servers:
         findings.append(
             Finding(
                 "different servers",
                 "fatal",
                 f"target {plan.target.url} is the source",
-                f"both answer with run id {ours.run_id[:12]}…",
+                f"both answer with run id {min(ours.servers & theirs.servers)[:12]}…",
                 "correct target",
             )
         )
@@ -232,15 +233,20 @@ def _check_databases(ours: NodeFacts, theirs: NodeFacts, plan: Plan) -> Finding:
         for db in _databases_for(plan, used)
         if db >= theirs.database_count
     )
+    # A cluster of Redis, or of Valkey before 9, has database 0 only.
+    clustered = isinstance(plan.target, Cluster)
+    setting = "cluster-databases" if clustered else "databases"
+    only = " (Valkey 9 and later)" if clustered else ""
     counts = f"the source has {ours.database_count} databases, the target {theirs.database_count}"
     if lacking:
         return Finding(
             "databases",
             "fatal",
-            f"{counts}: keys of the source belong in database {lacking[0]}",
+            f"{counts}: keys of the source belong in database "
+            f"{', '.join(map(str, dict.fromkeys(lacking)))}",
             f"keys for {len(set(lacking))} database(s) that the target lacks could not be copied",
-            f"set `databases {lacking[-1] + 1}` or more in the target's configuration and "
-            "restart it;"
+            f"set `{setting} {lacking[-1] + 1}` or more in the target's configuration and "
+            f"restart it{only};"
             " or leave these databases out by filters.exclude, or move them by renames",
         )
     if ours.database_count > theirs.database_count:
@@ -251,7 +257,7 @@ def _check_databases(ours: NodeFacts, theirs: NodeFacts, plan: Plan) -> Finding:
             f"keys that applications write to database {theirs.database_count} or above become "
             "dead letters,"
             " and after the cutover SELECT fails there",
-            f"set `databases {ours.database_count}` in the target's configuration",
+            f"set `{setting} {ours.database_count}` in the target's configuration{only}",
         )
     if ours.database_count < theirs.database_count and plan.cutover is Cutover.GATEWAY:
         return Finding(

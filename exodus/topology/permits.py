@@ -13,9 +13,10 @@ from typing import Any
 
 from exodus.errors import OperatorError
 from exodus.net.leg import Leg, ReplyError
-from exodus.plan.address import Place, Service
+from exodus.plan.address import Cluster, Place, Service
 from exodus.plan.plan import Plan
 from exodus.plan.vocabulary import Side, UserRole
+from exodus.topology.endpoint import Endpoint
 from exodus.topology.rights import Right, Version, Wanted, rights_of
 
 # Of a command that is never run; a user without ~* may not name it, and needs to
@@ -64,8 +65,9 @@ def _roles(plan: Plan, side: Side) -> list[UserRole]:
 
 def wanted_of(plan: Plan, side: Side) -> Wanted:
     """Return the features that a plan uses on a side."""
-    sentinel = isinstance(plan.address(side), Service)
-    return Wanted(plan.fence.of(side), plan.feed, plan.strategy, sentinel)
+    place = plan.address(side)
+    sentinel, cluster = isinstance(place, Service), isinstance(place, Cluster)
+    return Wanted(plan.fence.of(side), plan.feed, plan.strategy, sentinel, cluster)
 
 
 async def try_rights(plan: Plan, side: Side, engine: str, version: Version) -> list[Refused]:
@@ -90,8 +92,10 @@ async def try_rights(plan: Plan, side: Side, engine: str, version: Version) -> l
                     rights[command] = right
         user = address.username or "default"
         try:
-            async with await Leg.connect(address, side, name="exodus-permits") as leg:
-                said = await _try(leg, user, list(rights))
+            said: dict[str, str] = {}
+            for node in await Endpoint(side, address).each_node():  # users are not replicated
+                async with await node.connect(name="exodus-permits") as leg:
+                    said = {**await _try(leg, user, list(rights)), **said}
         except OperatorError as exc:
             raise OperatorError(
                 f"{side}: user {user!r} (role {role}): {exc.what}",

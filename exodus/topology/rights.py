@@ -68,6 +68,7 @@ class Wanted:
     feed: Feed = Feed.AUTO
     strategy: CopyStrategy = CopyStrategy.KEYS
     sentinel: bool = False
+    cluster: bool = False
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,7 @@ class Right:
     feeds: frozenset[Feed] = frozenset()
     strategies: frozenset[CopyStrategy] = frozenset()
     sentinel: bool = False  # only on the servers of a service behind Sentinel
+    cluster: bool = False  # only on the nodes of a cluster
     without: str = ""  # what happens without it, where the engine goes on; empty: it does not
 
     def applies(self, role: UserRole, side: Side, wanted: Wanted) -> bool:
@@ -95,6 +97,7 @@ class Right:
             and (not self.feeds or wanted.feed in self.feeds)
             and (not self.strategies or wanted.strategy in self.strategies)
             and (not self.sentinel or wanted.sentinel)
+            and (not self.cluster or wanted.cluster)
         )
 
 
@@ -125,6 +128,24 @@ RIGHTS = (
         _SWITCH,
         "behind Sentinel: that a replica has what was copied, before the cutover",
         sentinel=True,
+    ),
+    Right(
+        _words("cluster|slots cluster|info"),
+        _ALL,
+        "on a cluster: which node has which slots",
+        cluster=True,
+    ),
+    Right(
+        _words("asking"),
+        _READERS | _WRITERS,
+        "on a cluster: keys of a slot that is on its way to another node",
+        cluster=True,
+    ),
+    Right(
+        _words("hget hmget hset"),
+        _WRITERS | _SWITCH,
+        "on a cluster: the guard keys that hold the right to write",
+        cluster=True,
     ),
     Right(_words("multi discard"), _ALL, "to try rights without running anything"),
     Right(
@@ -305,6 +326,14 @@ RIGHTS = (
         "sampled requests of applications, tried again; compare_user tries them on the target "
         "instead, where it is named",
         without="what the target refuses is listed as a difference",
+    ),
+    Right(
+        _words("blpop brpop bzpopmin bzpopmax"),
+        _COMPARER,
+        "the applications' blocking pops, played on scratch keys; compare_user plays them instead, "
+        "where it is named",
+        frozenset({Side.TARGET}),
+        without="they are not played, and Pre-test says so",
     ),
     Right(
         _words("copy dbsize"),

@@ -1,4 +1,5 @@
-"""Watching the services behind Sentinel: who the master is, kept current in this process.
+"""Watching sides that are services behind Sentinel or clusters (`watch_cluster.py`): who is a
+master, kept current in this process.
 
 Each service is looked at every `TOPOLOGY_LOOK_S`, and at once when a Sentinel says +switch-master.
 A failover ends this process's connections to the old master (`exodus/net/masters.py`), is noted in
@@ -19,48 +20,34 @@ import contextlib
 import logging
 import time
 from collections import deque
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 
 from redis.exceptions import RedisError
 
 from exodus.cancellation import end_all, wait_at_most
 from exodus.control.store import ControlStore
-from exodus.control.topology import Failover, Topology, note_master, read_topologies
+from exodus.control.topology import (
+    Failover,
+    Topology,
+    note_master,
+    note_shards,
+    read_topologies,
+)
 from exodus.errors import OperatorError
+from exodus.net.clusters import NodeLookout, cluster_of
 from exodus.net.masters import Believed, Lookout, master_of
 from exodus.net.sentinel import Sentinels
-from exodus.plan.address import Address, Service
+from exodus.plan.address import Address, Cluster, Service
 from exodus.plan.bounds import TOPOLOGY_LOOK_S, TOPOLOGY_SIGHTS_KEPT
 from exodus.plan.plan import Plan
 from exodus.plan.vocabulary import Side
 from exodus.telemetry.states import States
+from exodus.topology.lost_writes import Sight, lost_since
+from exodus.topology.watch_cluster import ClusterWatch
 
 log = logging.getLogger(__name__)
 Masters = dict[str, tuple[str, int, list[str]]]  # side → master, config epoch, replicas
 _STORE_ERRORS = (RedisError, OSError, TimeoutError)
-
-
-@dataclass(frozen=True)
-class Sight:
-    """How far a master's replication stream was at one look."""
-
-    at: float  # monotonic
-    replid: str
-    offset: int
-
-
-def lost_since(sights: deque[Sight], now: Believed) -> tuple[float | None, int | None]:
-    """Return when the old master's stream was last within what the new master has (monotonic; None:
-    not known), and how many of its bytes are lost at least.
-    """
-    role = now.role
-    of_old = [sight for sight in sights if sight.replid == role.replid_before]
-    if not of_old:
-        return None, None
-    kept = [sight.at for sight in of_old if sight.offset < role.offset_before]
-    lost = max(0, of_old[-1].offset - (role.offset_before - 1))
-    return (max(kept) if kept else None), lost
 
 
 def known_masters(plan: Plan) -> Masters:
@@ -97,6 +84,9 @@ class TopologyWatch:
         self._services = {
             side: place for side in Side if isinstance(place := plan.address(side), Service)
         }
+        self._clusters = {
+            side: place for side in Side if isinstance(place := plan.address(side), Cluster)
+        }
         self._store = store
         self._changed = changed
         self._appeared = appeared
@@ -108,6 +98,9 @@ class TopologyWatch:
         for service in self._services.values():
             async with Lookout(service) as lookout:
                 await lookout.look()
+        for cluster in self._clusters.values():
+            async with NodeLookout(cluster) as nodes:
+                await nodes.look()
 
     async def _seed(self) -> None:
         if not self._services:
@@ -127,6 +120,10 @@ class TopologyWatch:
             asyncio.create_task(_ServiceWatch(side, service, self).run())
             for side, service in self._services.items()
         ]
+        watching += [
+            asyncio.create_task(ClusterWatch(side, cluster, self).run())
+            for side, cluster in self._clusters.items()
+        ]
         try:
             await asyncio.gather(*watching)
             await asyncio.Event().wait()
@@ -135,8 +132,9 @@ class TopologyWatch:
 
     @property
     def why(self) -> str:
-        """Return what is not known of the services now; empty: all is."""
+        """Return what is not known of the sides now; empty: all is."""
         found = {side: master_of(service).why for side, service in self._services.items()}
+        found |= {side: cluster_of(cluster).why for side, cluster in self._clusters.items()}
         return "; ".join(f"{side}: {why}" for side, why in found.items() if why)
 
     async def note(self, side: Side, topology: Topology, failover: Failover) -> bool:
@@ -150,6 +148,19 @@ class TopologyWatch:
             log.warning(
                 "topology epoch %d: %s is the master of the %s", epoch, topology.master, side
             )
+        return True
+
+    async def note_shards(
+        self, side: Side, topology: Topology, failovers: Sequence[Failover]
+    ) -> bool:
+        """Note the shards of a cluster in the control store; return whether the store took them."""
+        try:
+            epoch = await note_shards(self._store, side, topology, failovers)
+        except _STORE_ERRORS as exc:
+            log.info("the shards of the %s are not noted yet: %s", side, exc)
+            return False
+        if epoch > 1:
+            log.warning("topology epoch %d of the %s: %s", epoch, side, topology.master)
         return True
 
     async def now_ms(self) -> int | None:
@@ -231,7 +242,7 @@ class _ServiceWatch:
         before, self._seen = self._seen, now
         if before not in (None, now):
             self._changed_at = time.monotonic()
-            self._lost = lost_since(self._sights, believed)
+            self._lost = lost_since(self._sights, believed.role)
             self._owner.failed_over(self._side)
         replicas = set(believed.replicas)
         if replicas != self._replicas:

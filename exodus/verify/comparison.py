@@ -16,8 +16,9 @@ from enum import StrEnum
 from exodus.copy.chunked import At, differs_in_chunks, expiry_of
 from exodus.copy.filtered import filtered_keys
 from exodus.copy.impact import Turn, unpaced
-from exodus.copy.read import Batch, Reader, ReadMode, ScannedKey
-from exodus.copy.scan import scan_once
+from exodus.copy.read import Batch, ReadMode, ScannedKey
+from exodus.copy.read_cluster import reader_of
+from exodus.copy.scan import Slice, scan_once
 from exodus.copy.value import PLAIN_TYPES, canonical, reads_of
 from exodus.engine import Engine
 from exodus.net.leg import Leg, NoDatabase, Reply, close_all
@@ -28,6 +29,7 @@ from exodus.plan.share import in_share, share_bound
 from exodus.plan.vocabulary import CopyStrategy
 from exodus.topology.node import NodeFacts
 from exodus.verify.decode import apart, kind_of, same_value
+from exodus.verify.only import Only
 
 
 class Depth(StrEnum):
@@ -93,6 +95,7 @@ class Comparison:
         depth: Depth = Depth.FULL,
         share: float = 1.0,
         turn: Turn = unpaced,
+        only: Only | None = None,
     ) -> None:
         """Take the legs over.
 
@@ -103,7 +106,9 @@ class Comparison:
             depth: what is compared.
             share: of the keys that `scan` gives.
             turn: waited for before each piece of a large key.
+            only: the keys that `scan` gives; None: all.
         """
+        self._only = only
         self._legs = (authority, follower)
         self._facts = (authority_facts, follower_facts)
         self._scope = scope
@@ -114,13 +119,18 @@ class Comparison:
         )
         what = ReadMode.VALUE if self._whole and not self._dumps else _READS[depth]
         self._readers = (
-            Reader(authority, authority_facts, what),
-            Reader(follower, follower_facts, what),
+            reader_of(authority, authority_facts, what),
+            reader_of(follower, follower_facts, what),
         )
         self._share = share
         self._turn = turn
         self._slack_ms = slack_ms
         self._field_expiry = all(facts.capabilities.get("hash field ttl") for facts in self._facts)
+
+    async def begin(self, piece: Slice) -> None:
+        """Scan a slice of the authority from here on: its node, in its database."""
+        self._legs[0].pin(piece.node)
+        await self.select(piece.db)
 
     async def select(self, db: int) -> None:
         """Change the database on both sides. Where one does not have it, no key is there."""
@@ -141,13 +151,15 @@ class Comparison:
         name. What they leave out for its state counts as absent: it is not to be on the follower
         either.
         """
-        if self._scope.filters or self._share < 1:
+        if self._scope.filters or self._share < 1 or self._only is not None:
             following, found = await scan_once(self._legs[0], cursor, count)
             whole, below = self._share >= 1, share_bound(self._share)
             keys = [
                 key
                 for key in dict.fromkeys(found)
-                if not is_own(key) and (whole or in_share(key, below, 0))
+                if not is_own(key)
+                and (whole or in_share(key, below, 0))
+                and (self._only is None or self._only.has(db, key))
             ]
             filtered = (
                 await filtered_keys(self._legs[0], self._facts[0], self._scope, db, keys)
@@ -494,7 +506,12 @@ def _absent(key: bytes) -> ScannedKey:
 
 
 async def open_comparison(
-    engine: Engine, *, depth: Depth = Depth.FULL, share: float = 1.0, turn: Turn = unpaced
+    engine: Engine,
+    *,
+    depth: Depth = Depth.FULL,
+    share: float = 1.0,
+    turn: Turn = unpaced,
+    only: Only | None = None,
 ) -> Comparison:
     """Connections of their own for comparing. Arguments as in `Comparison`."""
     authority, follower = await engine.authority_leg(name="exodus-verify"), None
@@ -520,4 +537,5 @@ async def open_comparison(
         depth=depth,
         share=share,
         turn=turn,
+        only=only,
     )

@@ -22,7 +22,7 @@ from exodus.cancellation import end_all
 from exodus.control.changes import Key
 from exodus.control.checkpoint import DirectionProgress, PassProgress, save_pass
 from exodus.control.store import ControlStore, Json
-from exodus.copy.impact import Pace
+from exodus.copy.impact import Paces
 from exodus.copy.read import Batch
 from exodus.copy.scan import Slice, plan_slices, scan_once
 from exodus.engine import Engine
@@ -43,6 +43,7 @@ from exodus.verify.comparison import (
     open_comparison,
 )
 from exodus.verify.extra_keys import ExtraKeys, open_extra_keys
+from exodus.verify.only import Only
 
 _COUNTS = (
     "keys_authority",
@@ -132,12 +133,16 @@ class _Direction:
             str, str
         ] = {}  # marks of equal keys at borders → their types, where the walk compares
 
-    async def pieces(self, endpoint: Endpoint, slices: int) -> deque[Slice]:
+    async def pieces(
+        self, endpoint: Endpoint, slices: int, only: Only | None = None
+    ) -> deque[Slice]:
         """Return the slices that are not done; all of them where the walk has not begun."""
         if self.walk.cursors is None:
-            self.walk.cursors = {
-                piece.slice_id: piece.start for piece in await plan_slices(endpoint, slices)
-            }
+            found = await plan_slices(endpoint, slices)
+            if only is not None:
+                nodes = await only.nodes(endpoint)
+                found = [piece for piece in found if piece.node in nodes]
+            self.walk.cursors = {piece.slice_id: piece.start for piece in found}
         return deque(map(Slice.parse, self.walk.cursors))
 
     def cursor(self, piece: Slice) -> int:
@@ -219,6 +224,7 @@ class PassState:
     ) -> None:
         self.report = VerificationReport(depth=depth, share=share)
         self.suspects: dict[Key, Divergence] = {}
+        self.only: Only | None = None  # the keys that are looked at, where not all are
         self._store, self._name, self._kept = store, name, kept
         self._saved = time.monotonic()
         if kept is not None:
@@ -276,16 +282,17 @@ class PassState:
         return kept
 
 
-async def look(engine: Engine, way: PassState, note: Note) -> None:
+async def look(engine: Engine, way: PassState, note: Note, only: Only | None = None) -> None:
     """Look at every key once, in both directions; `note` is told what differs, a batch and database
-    at a time.
+    at a time. With `only`, look at its keys.
 
     Raises:
         SourceError, TargetError: a side was lost.
     """
     at_once = engine.plan.workers.count or VERIFY_SLICES_AT_A_TIME
-    forwards = await way.forwards.pieces(engine.authority, engine.plan.slices)
-    backwards = await way.backwards.pieces(engine.follower, engine.plan.slices)
+    way.only = only
+    forwards = await way.forwards.pieces(engine.authority, engine.plan.slices, only)
+    backwards = await way.backwards.pieces(engine.follower, engine.plan.slices, only)
     with gc_tuning.seldom():
         await _look(engine, way, note, (forwards, backwards), at_once)
 
@@ -298,7 +305,7 @@ async def _look(
     at_once: int,
 ) -> None:
     forwards, backwards = pieces
-    async with Pace(
+    async with Paces(
         engine.store, engine.authority, engine.plan.budget, what="verification"
     ) as pace:
         passes = [
@@ -316,12 +323,12 @@ async def _look(
 
 
 async def _compare(
-    engine: Engine, way: PassState, pieces: deque[Slice], pace: Pace, note: Note
+    engine: Engine, way: PassState, pieces: deque[Slice], pace: Paces, note: Note
 ) -> None:
     """Slices of the authority, one after the other, as long as there are any."""
     report, walk = way.report, way.forwards
     comparison = await open_comparison(
-        engine, depth=report.depth, share=report.share, turn=pace.turn
+        engine, depth=report.depth, share=report.share, turn=pace.turn, only=way.only
     )
     try:
         while pieces:
@@ -345,7 +352,7 @@ async def _side_by_side(
     """Batches of the authority's keys with the follower's, and the cursor after them; the authority
     reads the next while the follower reads this.
     """
-    await comparison.select(piece.db)
+    await comparison.begin(piece)
 
     async def scan(before: int) -> tuple[int, list[str], Batch, ComparisonCounts]:
         tally = ComparisonCounts()
@@ -367,7 +374,7 @@ async def _side_by_side(
 
 
 async def _find_extra_keys(
-    engine: Engine, way: PassState, pieces: deque[Slice], pace: Pace, note: Note
+    engine: Engine, way: PassState, pieces: deque[Slice], pace: Paces, note: Note
 ) -> None:
     """Slices of the follower. Keys that both sides have are compared forwards; only those that
     should not be there are of interest.
@@ -378,6 +385,7 @@ async def _find_extra_keys(
         async with await engine.follower.connect(name="exodus-verify") as leg:
             while pieces:
                 piece = pieces.popleft()
+                leg.pin(piece.node)
                 await leg.select(piece.db)
                 cursor = walk.cursor(piece)
                 while True:
@@ -408,7 +416,9 @@ async def _look_through(
     keys = without_own(list(dict.fromkeys(scanned)))
     if borders and (theirs := way.backwards.seen(borders, keys)):
         keys = [key for key in keys if key not in theirs]
-    mine, share = keys, way.report.share
+    mine, share, only = keys, way.report.share, way.only
+    if only is not None:
+        keys = [key for key in keys if only.has_there(piece.db, key)]
     if share < 1:
         below = share_bound(share)
         keys = [

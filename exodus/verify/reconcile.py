@@ -20,7 +20,7 @@ from exodus.control.checkpoint import PassProgress, forget_pass, load_pass
 from exodus.control.run_ids import note_run_ids
 from exodus.control.store import ControlStore, Json
 from exodus.engine import Engine
-from exodus.errors import TargetError
+from exodus.errors import SourceError, TargetError
 from exodus.native import expiries
 from exodus.net.client import answered
 from exodus.net.leg import Leg, close_all
@@ -43,6 +43,7 @@ from exodus.verify.comparison import (
     entered,
     open_comparison,
 )
+from exodus.verify.only import Only
 from exodus.verify.passes import PassState, VerificationReport, look
 
 
@@ -136,7 +137,11 @@ class Marked:
 
 
 async def mark_differing(
-    engine: Engine, *, remove_extra: bool = True, gently: bool = False
+    engine: Engine,
+    *,
+    remove_extra: bool = True,
+    gently: bool = False,
+    only: Only | None = None,
 ) -> Marked:
     """Mark every key that differs as changed, so that live sync copies it. For what changed while
     no journal told of it.
@@ -145,11 +150,14 @@ async def mark_differing(
         remove_extra: mark keys that only the follower has, too; live sync removes them.
         gently: wait where live sync has much to copy already, so that the control store stays
             small.
+        only: the keys to compare; None: all.
+
+    Where slots of a cluster move meanwhile, everything is compared once more.
 
     Raises:
         SourceError, TargetError: a side was lost; what was marked is marked.
     """
-    way, done = PassState(), Marked()
+    way, done, layout = PassState(), Marked(), await _layout(engine)
 
     async def mark(found: Sequence[Divergence]) -> None:
         way.suspects.clear()
@@ -178,7 +186,10 @@ async def mark_differing(
         )
         done.marked += len(found) - len(extra)
 
-    await look(engine, way, mark)
+    await look(engine, way, mark, only)
+    while (now := await _layout(engine)) != layout:  # a key that moved may not have been seen
+        layout, way, done.extra, done.names = now, PassState(), 0, ""
+        await look(engine, way, mark, only)
     done.keys = way.report.keys_authority
     return done
 
@@ -249,7 +260,7 @@ async def reconcile(
             values.
 
     Raises:
-        SourceError, TargetError: a side was lost.
+        SourceError, TargetError: a side was lost, or slots of a cluster moved meanwhile.
         redis.exceptions.RedisError: the store was.
     """
     store = engine.store
@@ -264,6 +275,12 @@ async def reconcile(
         engine, settle_s=settle_s, known=dead.keys() | accepted.keys(), under_way=way
     )
     await forget_pass(store, name)
+    if await _layout(engine) != progress.layout:
+        raise SourceError(
+            "slots moved, or a node failed over, while both sides were compared",
+            why="a key that moved may not have been seen",
+            next_step="wait for the end of the reshard, then verify again",
+        )
     if report.clean and report.speaks_for_all:
         await note_run_ids(store, engine.run_ids)
         await _close_gaps(store, since_ms)
@@ -301,12 +318,13 @@ async def _progress(engine: Engine, name: str, what: str) -> PassProgress:
             ),
         ]
     ).decode()
+    layout = await _layout(engine)
     now_ms, kept = await store.now_ms(), await load_pass(store, name)
     # Without live sync nobody knows what changed since; and who looks again much later does not
     # mean to go on.
     holds = (
         kept is not None
-        and kept.of == of
+        and (kept.of, kept.layout) == (of, layout)
         and engine.route.sync
         and now_ms - kept.at_ms < JOURNAL_RETAIN_MS
     )
@@ -322,9 +340,17 @@ async def _progress(engine: Engine, name: str, what: str) -> PassProgress:
     synced = await engine.feed.synced()
     return PassProgress(
         of=of,
+        layout=layout,
         since_ms=now_ms,
         at_ms=now_ms,
         synced={partition: entry_id.decode() for partition, entry_id in synced.items()},
+    )
+
+
+async def _layout(engine: Engine) -> str:
+    """Return which node has which slots on both sides; nothing where there is no cluster."""
+    return " / ".join(
+        filter(None, [await engine.authority.layout(), await engine.follower.layout()])
     )
 
 

@@ -295,12 +295,12 @@ async def test_scratch_copies_that_a_killed_comparer_left_are_removed(
     local: LocalMigration,
 ) -> None:
     left = local.servers[Side.TARGET].client(db=15)
-    await answered(local.store.client.sadd(local.store.keys.scratch, pack([(15, b"k")])))
-    left.set("k", "of a trial")
+    await answered(local.store.client.sadd(local.store.keys.scratch, pack([(15, b"left")])))
+    left.set("left", "of a trial")
     async with comparing(local):
         await local.app().set("k", 1)
         await row_of(local, "SET", "compared")
-        assert not left.exists("k")
+        assert not left.exists("left")
 
 
 _USER = ("~*", "+@read", "+@write", "+@scripting", "+client|setname")

@@ -238,7 +238,7 @@ async def test_an_epoch_that_ends_leaves_no_connection_however_often_it_is_cance
     modern.plan = modern.plan.model_copy(update={"feed": Feed.REPLICATION})
     await modern.store.save_plan(modern.plan)
     await modern.gateway()
-    await reader.begin(modern.store, Side.SOURCE)
+    await reader.begin(modern.store, (await modern.engine()).authority)
     await modern.syncer()
     servers = list(modern.servers.values())
 

@@ -5,8 +5,10 @@ of a real one, in this test.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import datetime
 import ssl
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -21,6 +23,9 @@ from exodus.net.client import make_client
 from exodus.plan.vocabulary import Side
 from exodus.rehearsal.rehearse import rehearse
 from exodus.resp.encode import encode
+from exodus.stack.servers import ServerKind
+from exodus.topology.endpoint import Endpoint
+from tests.support.clusters import ClusterBox
 from tests.support.local_migration import LocalMigration
 
 pytestmark = pytest.mark.fault
@@ -262,3 +267,41 @@ async def test_tls_on_the_servers_side_with_a_name_and_a_certificate_of_our_own(
         with pytest.raises(redis.ConnectionError):
             await local.app(retry=None).ping()
         await app.aclose()
+
+
+async def test_tls_to_every_node_of_a_cluster(
+    make_cluster: Callable[..., ClusterBox], authority: Authority
+) -> None:
+    """Each node is behind TLS at another port than it announces."""
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=str(authority.file))
+    context.load_cert_chain(*authority.certificate("redis.test", "server"))
+    context.verify_mode = ssl.CERT_REQUIRED
+    cert, key = authority.certificate("exodus.test", "own")
+    box = make_cluster(ServerKind.REDIS_62)
+    with box.client() as client:
+        client.mset_nonatomic({f"k{number}": number for number in range(100)})
+    async with contextlib.AsyncExitStack() as opened:
+        fronts = [
+            await opened.enter_async_context(Terminator(node.port, context)) for node in box.nodes
+        ]
+        places = [f"127.0.0.1:{front.port}" for front in fronts]
+        announced = [f"127.0.0.1:{node.port}" for node in box.nodes]
+        address = box.address().model_copy(
+            update={
+                "cluster": tuple(places[:1]),
+                "address_map": dict(zip(announced, places, strict=True)),
+                "tls": True,
+                "ca_file": authority.file,
+                "cert_file": cert,
+                "key_file": key,
+                "server_name": "redis.test",
+            }
+        )
+        endpoint = Endpoint(Side.SOURCE, address)
+        assert (await endpoint.facts()).databases == {0: 100}
+        async with await endpoint.connect(name="test") as leg:
+            keys = [b"k%d" % number for number in range(100)]
+            assert await leg.pipeline([("GET", each) for each in keys]) == [
+                b"%d" % number for number in range(100)
+            ]
+        assert all(set(front.names) == {"redis.test"} for front in fronts)

@@ -297,6 +297,7 @@ def test_a_report_has_its_own_tags_only(text: str) -> None:
         "h1",
         "h2",
         "h3",
+        "div",
         "table",
         "tr",
         "th",

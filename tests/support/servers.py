@@ -21,7 +21,13 @@ class DatabaseServer:
     """One server of a test."""
 
     def __init__(
-        self, kind: ServerKind, folder: Path, *, private: bool = False, **config: str
+        self,
+        kind: ServerKind,
+        folder: Path,
+        *,
+        private: bool = False,
+        port: int | None = None,
+        **config: str,
     ) -> None:
         self.kind = kind
         home = Home(folder)
@@ -29,7 +35,7 @@ class DatabaseServer:
         self._arguments = {
             "kind": kind,
             "name": str(kind),
-            "port": free_port(),
+            "port": port or free_port(),
             "folder": home.data,
             "log": home.log("server"),
             "password_file": home.secret("exodus"),
@@ -75,6 +81,10 @@ class DatabaseServer:
     @property
     def url(self) -> str:
         return self.server.url
+
+    @property
+    def running(self) -> bool:
+        return self.server.started.process.poll() is None
 
     @property
     def pid(self) -> int:

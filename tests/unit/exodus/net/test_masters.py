@@ -8,7 +8,9 @@ from dataclasses import replace
 import hiredis
 import pytest
 
-from exodus.net.masters import Master, NoMaster, RoleReport, role_report, standing
+from exodus.net.clusters import NoMaster
+from exodus.net.masters import Master, standing
+from exodus.net.role import RoleReport, role_report
 from exodus.net.sentinel import Verdict
 from exodus.plan.address import Address, Service
 

@@ -5,15 +5,13 @@ from __future__ import annotations
 from collections import deque
 
 from exodus.control.topology import Failover
-from exodus.net.masters import Believed, RoleReport
-from exodus.plan.address import Address
+from exodus.net.role import RoleReport
 from exodus.plan.vocabulary import Side
-from exodus.topology.watch import Sight, lost_since
+from exodus.topology.lost_writes import Sight, lost_since
 
 
-def _now(replid_before: str, offset_before: int) -> Believed:
-    role = RoleReport(True, "run", 500, "new", replid_before, offset_before)
-    return Believed("b:1", Address(host="b", port=1), 2, (), (), role, True)
+def _now(replid_before: str, offset_before: int) -> RoleReport:
+    return RoleReport(True, "run", 500, "new", replid_before, offset_before)
 
 
 def test_since_the_last_look_at_which_the_new_master_had_all() -> None:

@@ -1,0 +1,342 @@
+"""Batches of writes to a cluster, each under the guard of the node that it is for.
+
+A transaction on a cluster holds keys of one slot, a script keys of all slots of its node. So a
+batch is one script call a node (`lua/write_guarded.lua`): it checks the guard, then runs each
+command, and says which were refused. Its guard key is one that the node has at that moment
+(`cluster_grants.py`).
+
+    written              the node had the key's slot
+    MOVED                the guard's slot left the node: nothing was written, another guard is used
+    "non local key"      the key's slot left the node, or is on its way: the key is written apart
+
+A key apart gets a transaction of its own: `WATCH guard · HMGET guard · ASKING · MULTI`, then, after
+the answer, `… · EXEC`. So it is written under the guard of the node that it goes to. This is also
+how all keys are written where scripts are not allowed.
+
+A key whose slot no node serves within `CLUSTER_REDIRECT_S` has the last error as its reply.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from exodus.commands.slots import LATER, is_redirect, slot_of, tag_of
+from exodus.control.schema import cluster_guard_key
+from exodus.copy.cluster_grants import GUARD_SLOTS
+from exodus.copy.guard import FULL, DatabaseMissing, Guard, GuardedLeg, Ran, no_room
+from exodus.copy.payload import Packed, State, Uncarried
+from exodus.copy.value import Command
+from exodus.errors import EpochEnded, SourceError, TargetError
+from exodus.lua import lua
+from exodus.net.leg import Leg, NoDatabase, Reply, ReplyError
+from exodus.net.routed import RoutedLeg, key_of, together
+from exodus.plan.bounds import CLUSTER_AGAIN_S, CLUSTER_REDIRECT_S, CLUSTER_SCRIPT_ARGS_MAX
+
+_WRITE = lua("exodus.copy", "write_guarded").encode()
+_WRITE_SHA = hashlib.sha1(_WRITE, usedforsecurity=False).hexdigest()
+_STAGE = b"stage"
+_NO_GUARD = f"TRYAGAIN {{node}} has no guard key: every {GUARD_SLOTS.step}th slot has one"
+
+
+@dataclass
+class _Piece:
+    """One command, where its reply goes, and why it was not done yet."""
+
+    at: int
+    command: Command
+    key: bytes
+    said: str = ""
+
+
+class GuardedCluster(GuardedLeg):
+    """Batches of writes to the nodes of a cluster; callers take turns."""
+
+    def __init__(self, leg: RoutedLeg, guard: Guard, *, scripts: bool = True) -> None:
+        super().__init__(leg, guard)
+        self._routed = leg
+        self._scripts = scripts
+        self._moving: set[int] = set()  # slots whose guard was refused
+
+    async def change(self, guard: Guard) -> None:
+        """Write under another guard from the next batch on."""
+        async with self._turn:
+            self.guard = guard
+
+    async def run_commands(self, db: int, commands: Sequence[Command]) -> list[Reply]:
+        """Execute commands for keys of one slot, in their order; their replies, errors as values.
+
+        Raises:
+            EpochEnded: the guard of a node does not hold; nothing was written there.
+            NoRoom: a node takes no writes now.
+            Uncarried: the cluster does not let us into this database; nothing was written.
+            SourceError, TargetError: a node was lost; safe to repeat.
+        """
+        return await self._run_all(db, commands, whole=True)
+
+    async def run_packed(self, db: int, packed: Packed) -> tuple[list[Reply], bytes]:
+        """Write keys as payloads; see `run_commands`. Return the replies, and what was sent."""
+        replies = await self._run_all(db, packed.as_commands())
+        return replies, b"".join([*packed.keys, *packed.payloads])
+
+    async def run_states(self, db: int, states: Sequence[State]) -> Ran:
+        """Write states; see `run_commands`."""
+        each = [state.as_commands() for state in states]
+        commands = [command for of in each for command in of]
+        replies = await self._run_all(db, commands)
+        sent = b"".join(word for one in commands for word in one if isinstance(word, bytes))
+        return Ran(replies, [len(of) for of in each], sent)
+
+    def stage_of(self, key: bytes) -> bytes:
+        """Return the hash tag of a staging key for `key`: one of the same slot."""
+        return tag_of(_STAGE, slot_of(key))
+
+    async def check(self, *, enforced: bool) -> None:
+        """Ask every node for its guard; see `GuardedLeg.check`."""
+        for node, leg in (await self._routed.pulse()).items():
+            guard = self._guard_of(node)
+            asked: Command = ("HMGET", guard, *self._fields) if guard else ("PING",)
+            (found,) = await leg.pipeline([asked])
+            if enforced and isinstance(found, list):
+                self.guard.check(found)
+
+    async def reopen(self) -> None:
+        """Connect anew, after a connection was lost.
+
+        Raises:
+            SourceError, TargetError: a master answers nobody.
+            OperatorError: it refuses the credentials.
+        """
+        async with self._turn:
+            await self._routed.close()
+            await self._routed.answer_all()
+
+    # ------------------------------------------------------------------ the guard
+
+    @property
+    def _fields(self) -> list[bytes]:
+        return [key.rpartition(b"}:")[2] for key, _ in self.guard.values]
+
+    def _guard_of(self, node: str) -> bytes:
+        """Return a guard key that a node has, by what is known; empty where it has none.
+
+        One that is on its way is avoided as long as there are others.
+        """
+        migration = self.guard.values[0][0].partition(b"{")[2].partition(b"}")[0].decode()
+        step = GUARD_SLOTS.step
+        slots = [
+            slot
+            for shard in self._routed.shards
+            if shard.master == node
+            for first, last in shard.ranges
+            for slot in range(-(-first // step) * step, last + 1, step)
+        ]
+        stays = next((slot for slot in slots if slot not in self._moving), None)
+        if stays is None and slots:
+            self._moving.difference_update(slots)
+            stays = slots[0]
+        return b"" if stays is None else cluster_guard_key(migration, stays)
+
+    # ------------------------------------------------------------------ writing
+
+    async def _run_all(
+        self, db: int, commands: Sequence[Command], *, whole: bool = False
+    ) -> list[Reply]:
+        """Run commands. The keys are independent of each other, or with `whole` they are not."""
+        async with self._turn:
+            await self._enter(db)
+            replies: list[Reply] = [b"OK"] * len(commands)
+            first = key_of(commands[0]) or b"" if commands else b""
+            left = [
+                _Piece(at, command, first if whole else key_of(command) or b"")
+                for at, command in enumerate(commands)
+            ]
+            if self._scripts:
+                left = await self._by_script(db, left, replies, wanted=whole)
+            by_key: dict[bytes, list[_Piece]] = {}
+            for piece in left:
+                by_key.setdefault(piece.key, []).append(piece)
+            deadline = time.monotonic() + CLUSTER_REDIRECT_S
+            for key, pieces in by_key.items():
+                await self._apart(db, key, pieces, replies, deadline)
+            return replies
+
+    async def _enter(self, db: int) -> None:
+        try:
+            await self._routed.select(db)
+            await self._routed.select(0)  # the guard is there
+        except NoDatabase as exc:
+            raise DatabaseMissing(
+                f"the {self.leg.side} has no database {db} for it: {exc}"
+            ) from exc
+        except ReplyError as exc:
+            said = str(exc)[:200]
+            if said.startswith(FULL):
+                raise no_room(self.leg.side, said) from exc
+            raise Uncarried(f"the {self.leg.side} has no database {db} for it: {said}") from exc
+
+    async def _by_script(
+        self, db: int, pieces: list[_Piece], replies: list[Reply], *, wanted: bool
+    ) -> list[_Piece]:
+        """Write by script, a node at a time at once; return the pieces to be written apart."""
+        # Lua's stack bounds the words of a command. All commands of a key stay together.
+        wide = {piece.key for piece in pieces if len(piece.command) > CLUSTER_SCRIPT_ARGS_MAX}
+        apart = [piece for piece in pieces if piece.key in wide]
+        left = [piece for piece in pieces if piece.key not in wide] if wide else pieces
+        deadline = time.monotonic() + CLUSTER_REDIRECT_S
+        while left:
+            by_node: dict[str, list[_Piece]] = {}
+            for piece in left:
+                by_node.setdefault(self._routed.master_of(piece.key), []).append(piece)
+            rounds = await together(
+                self._on_node(db, node, part, replies, wanted=wanted)
+                for node, part in by_node.items()
+            )
+            left = [piece for again, _ in rounds for piece in again]
+            apart += [piece for _, away in rounds for piece in away]
+            if left and time.monotonic() > deadline:
+                raise no_room(self.leg.side, left[0].said[:200])
+            if left:
+                await asyncio.sleep(CLUSTER_AGAIN_S)
+        return apart
+
+    async def _on_node(
+        self, db: int, node: str, pieces: list[_Piece], replies: list[Reply], *, wanted: bool
+    ) -> tuple[list[_Piece], list[_Piece]]:
+        """Run one script; return the pieces to be sent again, and those to be written apart."""
+        routed, since = self._routed, time.monotonic()
+        leg = await routed.node(node)
+        words: list[bytes | str | int] = [db, int(wanted), len(self.guard.values)]
+        for field, (_, value) in zip(self._fields, self.guard.values, strict=True):
+            words += [field, value]
+        for piece in pieces:
+            words.append(len(piece.command))
+            words += piece.command
+        keys = [self._guard_of(node)] if self.guard.values else []
+        if keys == [b""]:
+            for piece in pieces:
+                piece.said = _NO_GUARD.format(node=node)
+            return [], pieces
+        try:
+            answer = await self._called(leg, [len(keys), *keys, *words])
+        except (SourceError, TargetError):
+            routed.drop(leg)
+            raise
+        except ReplyError as exc:
+            said = str(exc)
+            if not is_redirect(said):
+                raise no_room(self.leg.side, said[:200]) from exc
+            self._moving.update(map(slot_of, keys))
+            await routed.noted(said, leg, since)
+            for piece in pieces:
+                piece.said = said
+            return pieces, []
+        field, found, _, refused, told = answer
+        if field:
+            values: list[bytes | None] = [value for _, value in self.guard.values]
+            values[field - 1] = found
+            self.guard.check(values)
+        if wanted:
+            for piece, reply in zip(pieces, told, strict=True):
+                replies[piece.at] = reply
+        away: set[bytes] = set()
+        for number, error in zip(refused[::2], refused[1::2], strict=True):
+            piece, said = pieces[number - 1], _text(error)
+            replies[piece.at] = ReplyError(said)
+            if is_redirect(said):
+                piece.said = said
+                away.add(piece.key)
+        if away:
+            routed.doubt(since)
+            await routed.look()
+        return [], [piece for piece in pieces if piece.key in away]
+
+    async def _called(self, leg: Leg, words: list[bytes | str | int]) -> list[Reply]:
+        try:
+            found = await leg.call("EVALSHA", _WRITE_SHA, *words)
+        except ReplyError as exc:
+            if not str(exc).startswith("NOSCRIPT"):
+                raise
+            found = await leg.call("EVAL", _WRITE, *words)
+        return list(found)
+
+    # ------------------------------------------------------------------ one key
+
+    async def _apart(
+        self, db: int, key: bytes, pieces: list[_Piece], replies: list[Reply], deadline: float
+    ) -> None:
+        """Write one key in a transaction of its own, wherever its slot is; at least one try."""
+        asks, said, first = "", pieces[0].said, True
+        while first or time.monotonic() < deadline:
+            first, since = False, time.monotonic()
+            node = asks or self._routed.master_of(key)
+            leg = await self._routed.node(node)
+            outcome = await self._in_transaction(leg, node, db, pieces, asking=bool(asks))
+            if isinstance(outcome, list):
+                for piece, reply in zip(pieces, outcome, strict=True):
+                    replies[piece.at] = reply
+                return
+            if outcome is None:
+                continue  # the guard was touched: its next answer says whether it has another value
+            said = outcome
+            if not is_redirect(said):
+                break
+            asks = await self._routed.noted(said, leg, since)
+            if said.startswith(LATER):
+                await asyncio.sleep(CLUSTER_AGAIN_S)
+        for piece in pieces:
+            replies[piece.at] = ReplyError(said)
+
+    async def _in_transaction(
+        self, leg: Leg, node: str, db: int, pieces: list[_Piece], *, asking: bool
+    ) -> list[Reply] | str | None:
+        """Return the replies, the error for which nothing was done, or None where the guard was
+        touched.
+        """
+        try:
+            if self.guard.values:
+                guard = self._guard_of(node)
+                if not guard:
+                    return _NO_GUARD.format(node=node)
+                watched, found = await leg.pipeline(
+                    [("WATCH", guard), ("HMGET", guard, *self._fields)]
+                )
+                refused = next(
+                    (reply for reply in (watched, found) if isinstance(reply, ReplyError)), None
+                )
+                if refused is not None:
+                    self._moving.add(slot_of(guard))
+                    await leg.pipeline([("UNWATCH",)])
+                    return str(refused)
+                self.guard.check(found)
+            if db:
+                await leg.select(db)
+            if asking:
+                await leg.call("ASKING")
+            await leg.call("MULTI")
+            told = await leg.pipeline([*[piece.command for piece in pieces], ("EXEC",)])
+            await leg.select(0)
+        except ReplyError as exc:
+            self._routed.drop(leg)  # whatever state it is in
+            return str(exc)
+        except (EpochEnded, SourceError, TargetError):
+            self._routed.drop(leg)
+            raise
+        outcome = told[-1]
+        if outcome is None or isinstance(outcome, list):
+            return outcome
+        return str(next((reply for reply in told if isinstance(reply, ReplyError)), outcome))
+
+
+def _text(error: bytes | str) -> str:
+    return error.decode("utf-8", "replace") if isinstance(error, bytes) else error
+
+
+def guarded_leg(leg: Leg, guard: Guard, *, scripts: bool = True) -> GuardedLeg:
+    """Return what writes under a guard on a side: on one server, or on the nodes of a cluster."""
+    if isinstance(leg, RoutedLeg):
+        return GuardedCluster(leg, guard, scripts=scripts)
+    return GuardedLeg(leg, guard)

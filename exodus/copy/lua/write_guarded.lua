@@ -1,0 +1,25 @@
+-- Writes keys of any slots of one node of a cluster, under the guard. KEYS: the guard, a hash in a slot of this node (none:
+-- no guard). ARGV: database; 1 where every reply is wanted; number of fields of the guard; for each its name and value;
+-- then for each command how many words it has, and these. Each is run under pcall, so that one refused key does not hide
+-- what became of the others.
+-- Answer: the number of the first field of the guard that has another value (0: none has), and its value; the number of
+-- commands run; for each refused one its number and the error; all replies, where they are wanted.
+local db, wanted, fields = ARGV[1], ARGV[2] == '1', tonumber(ARGV[3])
+local at, number, refused, replies = 4 + 2 * fields, 0, {}, {}
+-- The guard is in database 0.
+if db ~= '0' and KEYS[1] then redis.call('SELECT', '0') end
+for field = 1, fields do
+  local found = redis.call('HGET', KEYS[1], ARGV[2 + 2 * field])
+  if found ~= ARGV[3 + 2 * field] then return {field, found, 0, {}, {}} end
+end
+if db ~= '0' then redis.call('SELECT', db) end
+while at <= #ARGV do
+  local words = tonumber(ARGV[at])
+  local said = redis.pcall(unpack(ARGV, at + 1, at + words))
+  at, number = at + words + 1, number + 1
+  if type(said) == 'table' and said.err then
+    refused[#refused + 1], refused[#refused + 2] = number, said.err
+  end
+  if wanted then replies[number] = said end
+end
+return {0, false, number, refused, replies}

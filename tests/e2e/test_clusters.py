@@ -1,0 +1,95 @@
+"""Migrate of a cluster through a real Prefect: copied under writes and through a failover,
+verified, moved by hand, and ended.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import redis
+
+from exodus.stack.home import Home
+from exodus.stack.servers import ServerKind
+from exodus.stack.up import Wanted, down, up
+from tests.e2e.test_lifecycle import Operator
+from tests.support.clusters import ClusterBox
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(400)]
+KEYS = 20_000
+
+
+def place(box: ClusterBox) -> dict[str, object]:
+    address = box.address()
+    return {
+        "cluster": list(address.cluster),
+        "username": address.username,
+        "password_file": str(address.password_file),
+    }
+
+
+def write(box: ClusterBox, stop: threading.Event) -> None:
+    """An application's writes, again after an error."""
+    number = 0
+    with box.client() as client:
+        while not stop.wait(0.005):
+            number += 1
+            try:
+                client.set(f"app:{number % 200}", number)
+            except redis.RedisError:
+                stop.wait(0.1)
+
+
+def test_a_cluster_is_migrated_and_moved_by_hand(
+    make_cluster: Callable[..., ClusterBox], tmp_path: Path
+) -> None:
+    source = make_cluster(ServerKind.VALKEY_81, replicas=1)
+    target = make_cluster(ServerKind.VALKEY_91, masters=2)
+    with source.client() as client:
+        pipe = client.pipeline()
+        for number in range(KEYS):
+            pipe.set(f"k:{number}", f"value {number}", ex=7_200 if number % 5 == 0 else None)
+        pipe.execute()
+    home = Home(tmp_path / "stack")
+    options = {"source": place(source), "target": place(target), "cutover": "own"}
+    up(home, Wanted(options=options), print)
+    operator = Operator(home)
+    stop = threading.Event()
+    application = threading.Thread(target=write, args=(source, stop))
+    try:
+        application.start()
+        refused = operator.exodus("start", "analyze")
+        assert refused.returncode == 1, refused
+        assert "a side of this migration is a cluster" in refused.stderr
+        operator.start("migrate")
+        source.failover(source.masters()[0])
+        operator.waiting("migrate", within_s=180)
+        status = operator.status()
+        assert status["topology"]["source"]["master"].count("slots ") == 3
+        stop.set()
+        application.join()
+        operator.answer("approve")
+        operator.ended("migrate", "approved")
+        verified = operator.exodus("verify", "--json")
+        assert verified.returncode == 0, verified
+        assert source.contents() == target.contents()
+        assert len(target.contents()) == KEYS + 200
+        operator.start("rollback")
+        gate = operator.waiting("rollback", within_s=120)["gate"]
+        if gate != "next":
+            operator.answer("approve")
+            operator.waiting("rollback", "next", within_s=120)
+        operator.answer("abandon")
+        operator.ended("rollback", "approved")
+        ended = operator.status()
+        assert (ended["state"], ended["ended"]["how"]) == ("done", "abandoned")
+        for node in target.masters():
+            with node.client() as client:
+                assert list(client.scan_iter(match="exodus:*")) == []
+    finally:
+        stop.set()
+        application.join()
+        operator.api.close()
+        down(home)

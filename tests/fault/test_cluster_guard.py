@@ -1,0 +1,229 @@
+"""The guard of writes to a cluster: it ends a right on every node, wherever slots are by then."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+
+import pytest
+import pytest_asyncio
+
+from exodus.commands.slots import tag_of
+from exodus.control.schema import guard_key, lane_guard_key
+from exodus.copy.guard import (
+    Guard,
+    has_write_grant,
+    lost_lane_grants,
+    read_write_grants,
+    regain_write_grants,
+    replace_write_grant,
+    set_lane_grants,
+    set_writer_epoch,
+)
+from exodus.copy.guarded_cluster import GuardedCluster, guarded_leg
+from exodus.copy.payload import State
+from exodus.errors import EpochEnded
+from exodus.net.leg import ReplyError
+from exodus.plan.vocabulary import Side
+from exodus.stack.servers import USER, ServerKind
+from exodus.topology.endpoint import Endpoint
+from tests.support.clusters import ClusterBox
+
+pytestmark = [pytest.mark.fault, pytest.mark.timeout(90)]
+MakeCluster = Callable[..., ClusterBox]
+NAME = "guarded"
+KINDS = [ServerKind.REDIS_62, ServerKind.VALKEY_91]
+
+
+def in_slot(slot: int, name: str) -> bytes:
+    """A key of a slot."""
+    return b"{%b}%b" % (tag_of(b"t", slot), name.encode())
+
+
+def states(keys: list[bytes], value: bytes = b"new") -> list[State]:
+    return [State(key, commands=(("SET", key, value),)) for key in keys]
+
+
+def refused(replies: list[object]) -> list[str]:
+    return [str(reply) for reply in replies if isinstance(reply, ReplyError)]
+
+
+@pytest.fixture(params=KINDS)
+def box(request: pytest.FixtureRequest, make_cluster: MakeCluster) -> ClusterBox:
+    return make_cluster(request.param)
+
+
+@pytest.fixture
+def follower(box: ClusterBox) -> Endpoint:
+    return Endpoint(Side.TARGET, box.address())
+
+
+@pytest_asyncio.fixture
+async def writer(follower: Endpoint) -> AsyncIterator[GuardedCluster]:
+    await set_writer_epoch(follower, NAME, 7)
+    guard = Guard(((guard_key(NAME), b"7"),))
+    leg = guarded_leg(await follower.connect(name="test"), guard)
+    assert isinstance(leg, GuardedCluster)
+    yield leg
+    await leg.leg.close()
+
+
+async def test_a_batch_goes_to_every_node(box: ClusterBox, writer: GuardedCluster) -> None:
+    keys = [f"k{number}".encode() for number in range(200)]
+    replies, counts, _ = await writer.run_states(0, states(keys))
+    assert counts == [2] * 200
+    assert replies == [b"OK"] * 400
+    with box.client() as client:
+        assert all(client.get(key) == b"new" for key in keys)
+    assert all(node.client().dbsize() > 300 for node in box.masters())  # guard keys among them
+
+
+async def test_a_writer_that_slept_through_the_switch_writes_nothing(
+    box: ClusterBox, follower: Endpoint, writer: GuardedCluster
+) -> None:
+    keys = [f"k{number}".encode() for number in range(30)]
+    await writer.run_states(0, states(keys, b"old"))
+    await set_writer_epoch(follower, NAME, 8)
+    for key in keys:
+        with pytest.raises(EpochEnded):
+            await writer.run_states(0, states([key]))
+    with box.client() as client:
+        assert {client.get(key) for key in keys} == {b"old"}
+
+
+async def test_nor_where_slots_moved_before_and_after_the_switch(
+    box: ClusterBox, follower: Endpoint, writer: GuardedCluster
+) -> None:
+    """A guard that was given a node by itself would be missing where slots go later."""
+    first, second, third = box.masters()
+    await writer.run_states(0, states([b"before"]))
+    box.reshard(range(40), second)
+    await set_writer_epoch(follower, NAME, 8)
+    box.reshard(range(5_461, 5_480), third)
+    box.reshard(range(16_300, 16_384), first)
+    for slot in (0, 5, 39, 40, 5_470, 6_000, 16_383):
+        with pytest.raises(EpochEnded):
+            await writer.run_states(0, states([in_slot(slot, "late")]))
+    with box.client() as client:
+        assert not any(client.exists(in_slot(slot, "late")) for slot in (0, 5, 39, 5_470, 16_383))
+
+
+async def test_keys_of_a_slot_on_its_way_are_written_where_they_are(
+    box: ClusterBox, writer: GuardedCluster
+) -> None:
+    first, second, _ = box.masters()
+    old = [in_slot(100, f"old{number}") for number in range(10)]
+    new = [in_slot(100, f"new{number}") for number in range(3)]
+    await writer.run_states(0, states(old, b"old"))
+    with box.migrating(100, second):
+        assert box.move_keys(100, first, second, at_most=5) == 5
+        replies, *_ = await writer.run_states(0, states([*old, *new, b"elsewhere"]))
+        assert not refused(replies)
+    with box.client() as client:
+        assert {client.get(key) for key in [*old, *new, b"elsewhere"]} == {b"new"}
+
+
+async def test_the_right_ends_for_such_a_key_too(
+    box: ClusterBox, follower: Endpoint, writer: GuardedCluster
+) -> None:
+    second = box.masters()[1]
+    key = in_slot(100, "key")
+    with box.migrating(100, second):
+        await set_writer_epoch(follower, NAME, 8)
+        with pytest.raises(EpochEnded):
+            await writer.run_states(0, states([key]))
+    with box.client() as client:
+        assert client.get(key) is None
+
+
+async def test_a_guard_on_its_way_is_replaced_by_another_one(
+    box: ClusterBox, writer: GuardedCluster
+) -> None:
+    """The first guard of the node would be used otherwise."""
+    first, second, _ = box.masters()
+    await writer.run_states(0, states([b"before"]))
+    with box.migrating(0, second):
+        assert box.move_keys(0, first, second) == 1
+        replies, *_ = await writer.run_states(0, states([in_slot(1, "meanwhile")]))
+        assert not refused(replies)
+    replies, *_ = await writer.run_states(0, states([in_slot(0, "moved"), in_slot(2, "stayed")]))
+    assert not refused(replies)
+
+
+async def test_a_node_without_a_guard_is_not_written_to(
+    make_cluster: MakeCluster,
+) -> None:
+    box = make_cluster(ServerKind.VALKEY_91, spare=1)
+    follower = Endpoint(Side.TARGET, box.address())
+    await set_writer_epoch(follower, NAME, 7)
+    box.reshard(range(1, 4), box.nodes[-1])
+    async with await follower.connect(name="test") as leg:
+        writer = guarded_leg(leg, Guard(((guard_key(NAME), b"7"),)))
+        replies, *_ = await writer.run_states(0, states([in_slot(2, "key"), b"other"]))
+        assert [isinstance(reply, ReplyError) for reply in replies] == [True, True, False, False]
+        assert "has no guard key" in str(replies[0])
+        box.reshard(range(16, 17), box.nodes[-1])
+        replies, *_ = await writer.run_states(0, states([in_slot(2, "key")]))
+        assert not refused(replies)
+
+
+async def test_without_scripts_each_key_has_its_transaction(
+    box: ClusterBox, follower: Endpoint
+) -> None:
+    await set_writer_epoch(follower, NAME, 7)
+    for node in box.nodes:
+        with node.client() as client:
+            client.execute_command("ACL", "SETUSER", USER, "-eval", "-evalsha")
+    keys = [f"k{number}".encode() for number in range(20)]
+    async with await follower.connect(name="test") as leg:
+        scripts = (await follower.facts()).capabilities["scripts"]
+        writer = guarded_leg(leg, Guard(((guard_key(NAME), b"7"),)), scripts=scripts)
+        replies, *_ = await writer.run_states(0, states(keys))
+        assert not refused(replies)
+        await set_writer_epoch(follower, NAME, 8)
+        with pytest.raises(EpochEnded):
+            await writer.run_states(0, states(keys, b"late"))
+    with box.client() as client:
+        assert {client.get(key) for key in keys} == {b"new"}
+
+
+async def test_the_right_is_replaced_only_where_it_is_what_it_was(follower: Endpoint) -> None:
+    await set_writer_epoch(follower, NAME, 7)
+    assert await has_write_grant(follower, NAME, 7)
+    assert await replace_write_grant(follower, NAME, b"7", b"closed by 1")
+    assert not await replace_write_grant(follower, NAME, b"7", b"9")
+    assert set((await read_write_grants(follower, NAME)).values()) == {b"closed by 1"}
+
+
+async def test_a_node_that_was_emptied_lacks_the_right_and_gets_it_again(
+    box: ClusterBox, follower: Endpoint, writer: GuardedCluster
+) -> None:
+    node = box.masters()[1]
+    with node.client() as client:
+        client.flushall()
+    assert not await has_write_grant(follower, NAME, 7)
+    key = in_slot(6_000, "key")
+    with pytest.raises(EpochEnded):
+        await writer.run_states(0, states([key]))
+    grants = await read_write_grants(follower, NAME)
+    lacking = {name: value for name, value in grants.items() if value is None}
+    assert 300 < len(lacking) < len(grants) == 1_024
+    assert await regain_write_grants(follower, NAME, lacking, b"7")
+    await writer.run_states(0, states([key]))
+    with box.client() as client:
+        assert client.get(key) == b"new"
+
+
+async def test_a_lane_that_lost_its_lease_writes_nothing(follower: Endpoint) -> None:
+    await set_writer_epoch(follower, NAME, 7)
+    await set_lane_grants(follower, NAME, {3: 11, 4: 12})
+    assert await lost_lane_grants(follower, NAME, {3: 11, 4: 12}) == []
+    guard = Guard(((guard_key(NAME), b"7"), (lane_guard_key(NAME, 3), b"11")))
+    async with await follower.connect(name="test") as leg:
+        writer = guarded_leg(leg, guard)
+        await writer.check(enforced=True)
+        await set_lane_grants(follower, NAME, {3: 13})
+        assert await lost_lane_grants(follower, NAME, {3: 11, 4: 12}) == [3]
+        with pytest.raises(EpochEnded):
+            await writer.run_states(0, states([b"key"]))
+        with pytest.raises(EpochEnded):
+            await writer.check(enforced=True)
