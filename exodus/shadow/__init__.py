@@ -1,10 +1,13 @@
 """Shadow traffic: what the target answers, compared with what applications were answered. The
 target serves nobody.
 
-`comparer.py` is the process. `copies.py` keeps the sampled keys on the target, and `scratch.py`
-copies of them on which writes are tried. `verdicts.py` judges replies by `rules.py`, `sweep.py`
-states. `investigation.py` looks for the cause of what is confirmed (`causes.py`), and `reports.py`
-writes it into the ledger of divergences (`divergences.py`), which `repairs.py` works off.
+`comparer.py` is the process; `resume.py` lets the next one take up where it was. `copies.py` keeps
+the sampled keys on the target, and `scratch.py` copies of them on which writes are tried.
+`verdicts.py` judges replies by `rules.py`, `sweep.py` states. `histories.py` finds the state that
+a write found, and `write_replies.py` runs the write on it again, as `replays.py` says it.
+
+`investigation.py` looks for the cause of what is confirmed (`causes.py`), and `reports.py` writes
+it into the ledger of divergences (`divergences.py`), which `repairs.py` works off.
 `equivalence.py`, `coverage.py` and `findings.py` make the evidence of the decision. The gateway
 samples by key hash, so a sampled key has its whole history. Read `verdicts.py` first.
 """

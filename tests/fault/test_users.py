@@ -23,6 +23,7 @@ from exodus.topology.pair_checks import check_pair, raise_if_fatal
 from exodus.topology.permits import try_rights, wanted_of
 from exodus.topology.rights import Wanted, rights_of, rule_of, server_of
 from exodus.verify.reconcile import reconcile
+from tests.support.comparing import comparing, ledger, quiet, row_of
 from tests.support.local_migration import LocalMigration
 from tests.support.roles import ADMINISTRATOR, administrator, denied, make_users
 from tests.support.servers import DatabaseServer
@@ -136,6 +137,32 @@ async def test_a_whole_migration_there_and_back_with_exactly_these_rights(
             report = await reconcile(engine, f"after-{number}", settle_s=0.1)
             assert report["divergences_total"] == 0, report
             assert report["keys_authority"] >= count
+        assert denied(local.servers) == []
+    finally:
+        await local.close()
+
+
+async def test_compare_needs_no_right_beyond_the_comparer_s(
+    make_server, control_server: DatabaseServer, tmp_path: Path
+) -> None:
+    """Reads, draws, and writes that are run again on scratch copies."""
+    kinds = (ServerKind.REDIS_62, ServerKind.VALKEY_91)
+    local = await _local(make_server, control_server, tmp_path, kinds)
+    try:
+        async with comparing(local):
+            app = local.app()
+            await app.mset({"a": 1, "b": 2})
+            await app.sadd("s", *range(5))
+            await app.zadd("z", {"m": 1, "n": 2})
+            await row_of(local, "ZADD", "compared")
+            await quiet(local)
+            await app.incr("a")
+            await app.spop("s")
+            await app.zpopmin("z")
+            await app.srandmember("s")
+            for command in ("INCRBY", "SPOP", "ZPOPMIN", "SRANDMEMBER"):
+                await row_of(local, command, "by_reply")
+        assert await ledger(local) == []
         assert denied(local.servers) == []
     finally:
         await local.close()
