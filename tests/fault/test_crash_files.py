@@ -163,15 +163,20 @@ async def _no_loss_without_a_gap(
 
 async def _at_rest(local: LocalMigration | Fleet, pid: int, since_ms: int = 0) -> None:
     """Everything that the gateway of this process knows of is in the journal, and synced, as it
-    says after `since_ms`.
+    says after this call began, and after `since_ms`.
 
-    A store that lost its tail still has an older word of the gateway, from before it knew of that.
+    An older word of the gateway is from before the last writes. A store that lost its tail still
+    has one from before the gateway knew of that.
     """
-    feed = JournalFeed(local.store, local.plan.partitions)
+    feed, asked = JournalFeed(local.store, local.plan.partitions), list[int]()
 
     async def quiet() -> bool:
+        nonlocal since_ms
         with contextlib.suppress(redis.RedisError, OSError):
             now_ms = await local.store.now_ms()
+            if not asked:
+                asked.append(now_ms)
+                since_ms = max(since_ms, now_ms)
             beats = await registry.heartbeats(local.store, "gateway")
             fresh = bool(beats) and all(
                 beat.pid == pid
