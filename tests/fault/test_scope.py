@@ -306,14 +306,14 @@ async def test_compare_asks_the_target_under_the_new_names_and_leaves_out_what_t
 
         await until(seen, within_s=10, otherwise="the comparer did not see every pair")
         # Equal: under its old name the target has nothing.
-        assert (await rows())["GET"] == {"compared": 3, "equal": 3, "excluded": 3}
+        assert (await rows())["GET"] == {"compared": 3, "equal": 3, "excluded": 3, "by_reply": 3}
         await app.set("one", "written")
 
         async def tried() -> bool:
             return "SET" in await rows()
 
         await until(tried, within_s=10, otherwise="the comparer did not try the write")
-        assert (await rows())["SET"] == {"compared": 1, "equal": 1}
+        assert (await rows())["SET"] == {"compared": 1, "equal": 1, "by_error": 1}
         assert await renamed.store.client.hlen(renamed.store.keys.divergence) == 0
 
         async def written() -> bool:
