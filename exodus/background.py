@@ -1,4 +1,4 @@
-"""Background tasks of a process: one that fails is told, counted, and started again."""
+"""Background tasks of a process. A failed task is logged, counted, and started again."""
 
 from __future__ import annotations
 

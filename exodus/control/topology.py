@@ -75,22 +75,8 @@ async def note_master(
     """Note the master of a side, and the failover where another one was known; return the new
     topology epoch, 0 where nothing is new.
     """
-    keys = store.keys
-    return int(
-        await answered(
-            store.client.eval(
-                _NOTE,
-                2,
-                keys.topology,
-                keys.failovers,
-                str(side),
-                str(topology.config_epoch),
-                topology.master,
-                topology.model_dump_json(),
-                failover.model_dump_json(),
-                str(FAILOVERS_KEPT),
-            )
-        )
+    return await _note(
+        store, _NOTE, side, topology, failover.model_dump_json(), str(FAILOVERS_KEPT)
     )
 
 
@@ -100,23 +86,16 @@ async def note_shards(
     """Note the shards of a cluster, and the failovers where others were known; return the new
     topology epoch, 0 where nothing is new.
     """
-    keys = store.keys
-    return int(
-        await answered(
-            store.client.eval(
-                _NOTE_SHARDS,
-                2,
-                keys.topology,
-                keys.failovers,
-                str(side),
-                str(topology.config_epoch),
-                topology.master,
-                topology.model_dump_json(),
-                str(FAILOVERS_KEPT),
-                *[each.model_dump_json() for each in failovers],
-            )
-        )
-    )
+    told = [each.model_dump_json() for each in failovers]
+    return await _note(store, _NOTE_SHARDS, side, topology, str(FAILOVERS_KEPT), *told)
+
+
+async def _note(
+    store: ControlStore, script: str, side: Side, topology: Topology, *more: str
+) -> int:
+    known = (str(side), str(topology.config_epoch), topology.master, topology.model_dump_json())
+    names = (store.keys.topology, store.keys.failovers)
+    return int(await answered(store.client.eval(script, 2, *names, *known, *more)))
 
 
 async def read_topologies(store: ControlStore) -> dict[Side, Topology]:

@@ -1,8 +1,8 @@
 """The right to write to a cluster: guard keys that are spread over its slots.
 
 A guard has to be in a slot of the node that it guards, and slots move. So every sixteenth slot has
-one (`CLUSTER_GUARD_EVERY`): a node's batch is guarded by one of those that it has at that moment,
-and a slot that moves takes its guard along. All of them have the same value, and a change of the
+a guard key (`CLUSTER_GUARD_EVERY`). Any present guard key of a node guards its batches, and a guard
+key moves with its slot. All of them have the same value, and a change of the
 right changes all. A node without any is not written to (docs/decisions/0022-cluster.md).
 
 A guard is a hash: field `epoch` has the writers' epoch, field `lane:N` the fencing token of

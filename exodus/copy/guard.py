@@ -272,8 +272,7 @@ class GuardedLeg:
 
 
 async def read_write_grants(endpoint: Endpoint, migration: str) -> dict[bytes, bytes | None]:
-    """Return the guard keys of a side, and the writers' epoch that each has: one key, or those of a
-    cluster.
+    """Return guard key → writers' epoch. A server has one guard key, a cluster has many.
 
     Raises:
         SourceError, TargetError: the side does not answer.
@@ -336,8 +335,8 @@ async def regain_write_grants(
 
 
 async def set_lane_grants(follower: Endpoint, migration: str, tokens: Mapping[int, int]) -> None:
-    """Set the fencing tokens of partitions (race rule 2). The follower refuses whoever comes with
-    an older one, even if it wakes up after we are gone.
+    """Set the fencing tokens of partitions (race rule 2). The follower refuses a syncer with an
+    older token, even one that wakes up after this process has ended.
 
     Raises:
         SourceError, TargetError: the follower does not answer.

@@ -209,7 +209,7 @@ def feed_of(store: ControlStore, feed: Feed, partitions: int, authority: Endpoin
 async def prove_nodes(
     feed: ChangeFeed, endpoint: Endpoint, prefix: str, *, within_s: float
 ) -> list[str]:
-    """Write probe keys on each node of a side, as `prove` does on one; return those that came.
+    """Prove the feed on each node of a side with probe keys (see `prove`); return the keys heard.
 
     Raises:
         DecisionRefused: of a node, none comes: the feed must not be relied on.

@@ -1,8 +1,8 @@
 """Marks: written keys and barriers, on their way to the control store.
 
-A key is marked once, however often it was written: whoever reads the journal reads its state. While
-only sampled keys are journalled, it is marked for each write. Compare counts the marks: then it
-knows whether it saw every write of a key.
+Several writes of a key make one mark, since a syncer copies the key's state. While only sampled
+keys are journalled, each write makes a mark. Compare counts them, and so knows whether it saw every
+write of a key.
 """
 
 from __future__ import annotations

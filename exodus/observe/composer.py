@@ -158,14 +158,12 @@ class Composer:
         for operation in workload.operations:
             self._add(operation, families)
         alone = [part.operation.calls - part.operation.in_transactions for part in self._parts]
-        blocking = [part.operation.blocking for part in self._parts]
-        self._singles = Weighted(
-            [0 if waits else calls for calls, waits in zip(alone, blocking, strict=True)]
-        )
-        self._waits = Weighted(
-            [calls if waits else 0 for calls, waits in zip(alone, blocking, strict=True)]
-        )
-        waits = sum(calls for calls, waits in zip(alone, blocking, strict=True) if waits)
+        waiting = [
+            calls * part.operation.blocking for part, calls in zip(self._parts, alone, strict=True)
+        ]
+        self._singles = Weighted([all_ - waits for all_, waits in zip(alone, waiting, strict=True)])
+        self._waits = Weighted(waiting)
+        waits = sum(waiting)
         self._inside = Weighted([part.operation.in_transactions for part in self._parts])
         # A client sends nothing behind a request that blocks
         bursts = less_singles(bursts_of(workload.depths.distribution()), waits)

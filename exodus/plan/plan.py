@@ -132,8 +132,8 @@ class Options(BaseModel):
     )
     compare_scripts: bool = Field(
         default=False,
-        description="Compare also tries scripts, as compare_user, on the target; those that may "
-        "write on scratch copies",
+        description="Compare also tries scripts on the target, as compare_user. It tries scripts "
+        "that may write on scratch copies",
     )
     compare_rules: tuple[CompareRule, ...] = Field(
         default=(),

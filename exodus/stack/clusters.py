@@ -107,4 +107,4 @@ def _until(condition: Callable[[], bool], otherwise: str) -> None:
                 why=f"{otherwise} within {WITHIN_S:.0f} s",
                 next_step="look at the servers' logs",
             )
-        time.sleep(0.05)
+        time.sleep(0.05)  # no event loop runs here, and a node tells its state only when asked

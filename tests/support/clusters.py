@@ -18,6 +18,7 @@ from exodus.stack.clusters import CLUSTER_SETTINGS, cluster_port, join, slots_of
 from exodus.stack.home import Home
 from exodus.stack.servers import USER, ServerKind
 from tests.support.servers import DatabaseServer
+from tests.support.wait import wait_until
 
 WITHIN_S = 30.0
 
@@ -130,7 +131,7 @@ class ClusterBox:
                     views.add(tuple((row[0], row[1], row[2][1], len(row)) for row in rows))
             return len(views) == 1
 
-        self._until(agreed, "the nodes do not agree")
+        wait_until(agreed, within_s=WITHIN_S, otherwise="the nodes do not agree")
 
     def wait_hosts(self, wanted: set[str]) -> None:
         """Wait until every node names these hosts, and no others."""
@@ -143,13 +144,7 @@ class ClusterBox:
                     found |= {each[0].decode() for row in rows for each in row[2:]}
             return found == wanted
 
-        self._until(told, "the nodes do not tell their host names")
-
-    def _until(self, condition: object, otherwise: str) -> None:
-        deadline = time.monotonic() + WITHIN_S
-        while not condition():  # type: ignore[operator]
-            assert time.monotonic() < deadline, otherwise
-            time.sleep(0.05)
+        wait_until(told, within_s=WITHIN_S, otherwise="the nodes do not tell their host names")
 
     # ---- faults
 
@@ -162,14 +157,18 @@ class ClusterBox:
         def done() -> bool:
             return replica in self.masters() and master not in self.masters()
 
-        self._until(done, "no failover")
+        wait_until(done, within_s=WITHIN_S, otherwise="no failover")
         return replica
 
     def kill(self, master: DatabaseServer) -> DatabaseServer:
         """kill -9 of a master; return the replica that becomes one."""
         (replica, *_) = self.replicas_of(master)
         master.kill()
-        self._until(lambda: replica in self.masters(), "no failover after a kill")
+        wait_until(
+            lambda: replica in self.masters(),
+            within_s=WITHIN_S,
+            otherwise="no failover after a kill",
+        )
         return replica
 
     def reshard(
@@ -195,7 +194,9 @@ class ClusterBox:
             client.execute_command(
                 *("CLUSTER", "MIGRATESLOTS", "SLOTSRANGE", slots[0], last, "NODE", wanted)
             )
-        self._until(lambda: self.owner_of(slots[0]) is to, "slots did not move")
+        wait_until(
+            lambda: self.owner_of(slots[0]) is to, within_s=WITHIN_S, otherwise="slots did not move"
+        )
         self.wait_ready()
 
     def owner_of(self, slot: int) -> DatabaseServer:
@@ -212,7 +213,7 @@ class ClusterBox:
         if owner is to:
             return
         with self.migrating(slot, to):
-            time.sleep(pause_s)
+            time.sleep(pause_s)  # the slot is on its way for at least so long: what is tested
             self.move_keys(slot, owner, to, keys_at_once=keys_at_once)
 
     @contextmanager
