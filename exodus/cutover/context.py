@@ -18,6 +18,7 @@ from exodus.control.process import STORE_ERRORS
 from exodus.control.route import Route, change_route, read_route
 from exodus.control.store import ControlStore
 from exodus.cutover.fence import Fence
+from exodus.cutover.fence_cluster import fence_of
 from exodus.cutover.preconditions import NOTHING_MORE, Approved
 from exodus.cutover.topology_check import Standing
 from exodus.errors import CutoverAborted, DecisionRefused, SwitchUnknown
@@ -57,7 +58,9 @@ class Switch:
     store_run: str = ""  # the control store's, when the hold began
     before_hold: dict[int, bytes] = field(default_factory=dict)
     comparison: Comparison | None = None
-    old_grant: bytes | None = None  # the guard's value on the old authority before
+    old_grants: dict[bytes, bytes | None] = field(
+        default_factory=dict
+    )  # the guards' values on the old authority before
     blocks_exodus: bool = (
         False  # the fence on the new side refuses our own writes too, where nobody lets us in
     )
@@ -85,7 +88,7 @@ class Switch:
 
     def fence(self, side: Side) -> Fence:
         """Return the fence of a side, with its connections kept."""
-        return self._fences.setdefault(side, Fence(self.store, side, self.plan))
+        return self._fences.setdefault(side, fence_of(self.store, side, self.plan))
 
     @property
     def fenced_servers(self) -> set[str] | None:

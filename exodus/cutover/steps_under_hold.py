@@ -12,7 +12,6 @@ from exodus.control import journal
 from exodus.control.changes import Key
 from exodus.control.heartbeats import ProcessState
 from exodus.control.route import ask_for_beats, read_route
-from exodus.control.schema import guard_key
 from exodus.copy.guard import replace_write_grant, replace_write_grant_on
 from exodus.cutover.context import Switch
 from exodus.cutover.held_comparison import verify_held
@@ -61,12 +60,16 @@ async def release_old(switch: Switch) -> None:
         + int(switch.closing),  # lanes that lost their right do not come back to an old epoch
         why=f"switch {switch.id} to the {switch.to} given up: writes go on at the {switch.old}",
     )
-    await replace_write_grant(
-        switch.endpoint(switch.to),
-        switch.plan.name,
-        closed(switch.id),
-        b"%d" % switch.route.writer_epoch,
-    )
+    befores = [closed(switch.id)]
+    if switch.closing:  # it may have closed some nodes of a cluster and not others
+        befores.append(b"%d" % (switch.route.writer_epoch - 1))
+    for before in befores:
+        await replace_write_grant(
+            switch.endpoint(switch.to),
+            switch.plan.name,
+            before,
+            b"%d" % switch.route.writer_epoch,
+        )
     await replica.reopen(switch.plan, switch.route, closed(switch.id))
 
 
@@ -216,7 +219,7 @@ async def close_epoch(switch: Switch) -> None:
         )
     if switch.feed is Feed.REPLICATION:
         await replication.begin_here(
-            switch.store, switch.legs[switch.to], guard_key(switch.plan.name), closed(switch.id)
+            switch.store, switch.endpoint(switch.to), switch.legs[switch.to], closed(switch.id)
         )
     if switch.plan.strategy is CopyStrategy.MIGRATE:
         await migrate.end_users(switch.legs[switch.to], switch.plan.name)

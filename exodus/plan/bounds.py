@@ -306,6 +306,7 @@ FENCE_LET_IN_S = 15
 REPLICAS_HAVE_S = 0.5  # for a replica of the new side to have all that was copied
 FENCE_REPLICA_S = 1.0  # for the guard to come to a replica
 FENCE_POLL_S = 0.005
+FENCE_NODE_S = 2.0  # for a node of a cluster to answer one request of a fence
 
 # exodus/cutover/forced_rollback.py
 FORCED_ROLLBACK_TRIES = 3

@@ -80,7 +80,9 @@ class TopologyWatch:
         changed: Callable[[Side], None] | None = None,
         appeared: Callable[[Side], None] | None = None,
     ) -> None:
-        """`changed` hears of failovers, `appeared` of replicas that were not there before."""
+        """`changed` hears of failovers, `appeared` of replicas and nodes that were not there
+        before.
+        """
         self._services = {
             side: place for side in Side if isinstance(place := plan.address(side), Service)
         }
@@ -185,7 +187,7 @@ class TopologyWatch:
             self._changed(side)
 
     def appeared(self, side: Side) -> None:
-        """Tell the owner of another replica."""
+        """Tell the owner of another replica, or of another node of a cluster."""
         if self._appeared is not None:
             self._appeared(side)
 

@@ -34,6 +34,9 @@ class Owner(Protocol):
     def failed_over(self, side: Side) -> None:
         """Hear of a failover."""
 
+    def appeared(self, side: Side) -> None:
+        """Hear of a node that was not there before."""
+
     def now_ms(self) -> Awaitable[int | None]:
         """Return the store's time; None while the store is away."""
 
@@ -53,6 +56,7 @@ class ClusterWatch:
         self._seen: View | None = None
         self._noted: tuple[str, int] | None = None
         self._sights: dict[str, deque[Sight]] = {}  # by node
+        self._nodes: set[str] = set()
         self._failovers: list[tuple[float, Failover]] = []  # that the store has not taken yet
 
     async def run(self) -> None:
@@ -84,6 +88,10 @@ class ClusterWatch:
             self._failovers += [(time.monotonic(), each) for each in found]
             if found:
                 self._owner.failed_over(self._side)
+        nodes = {name for shard in view.shards for name in (shard.master, *shard.replicas)}
+        if not nodes <= self._nodes:
+            self._owner.appeared(self._side)
+        self._nodes = nodes
         for master in view.masters:
             if (report := self._report(master)) is not None:
                 kept = self._sights.setdefault(master, deque(maxlen=TOPOLOGY_SIGHTS_KEPT))
