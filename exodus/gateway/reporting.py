@@ -148,6 +148,7 @@ def metrics(gateway: Gateway) -> Iterable[Sample]:
     yield from _journal_metrics(gateway)
     yield from _canary_metrics(gateway)
     yield from _redirect_metrics(gateway)
+    yield from _face_metrics(gateway)
     for name, count in _names(gateway.connections).items():
         yield (
             "exodus_gateway_named_connections",
@@ -285,6 +286,21 @@ def _redirect_metrics(gateway: Gateway) -> Iterable[Sample]:
         {},
         gateway.refused,
     )
+
+
+def _face_metrics(gateway: Gateway) -> Iterable[Sample]:
+    face = gateway.face
+    if face is None:
+        return
+    figures = [
+        ("sentinel_clients", "connections to the Sentinel face", len(face.clients)),
+        ("sentinel_questions_total", "requests that the Sentinel face answered", face.questions),
+        ("sentinel_refused_total", "its clients that were too many", face.refused),
+        ("sentinel_ended_total", "its clients ended for what they sent or left unread", face.ended),
+        ("sentinel_delayed_total", "times that its clients waited, asking too often", face.delayed),
+    ]
+    for name, meaning, value in figures:
+        yield f"exodus_gateway_{name}", meaning, {}, value
 
 
 def health(gateway: Gateway) -> tuple[bool, str]:
