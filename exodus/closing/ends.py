@@ -18,7 +18,7 @@ from exodus.copy.cluster_grants import EPOCH, guard_keys
 from exodus.copy.guard import set_writer_epoch
 from exodus.copy.scan import scan_once
 from exodus.cutover.fence import blocks_exodus, read_record
-from exodus.cutover.fence_cluster import fence_of
+from exodus.cutover.fence_cluster import fence_for
 from exodus.errors import SourceError, TargetError
 from exodus.native import replica
 from exodus.net.client import answered
@@ -115,7 +115,7 @@ async def abandon(store: ControlStore, plan: Plan, *, clean_target: bool) -> Jso
     for side in Side:  # before live sync is stopped: a fence may keep Exodus out too
         record = await read_record(store, side)
         if record is not None:
-            async with fence_of(store, side, plan) as fence:
+            async with fence_for(store, side, plan) as fence:
                 with contextlib.suppress(SourceError, TargetError):  # `remaining_keys` lists it
                     await fence.lower(record)
     stopped = await stop(store, plan, "abandoned: the source stays the authority")

@@ -18,7 +18,7 @@ from exodus.control.process import STORE_ERRORS
 from exodus.control.route import Route, change_route, read_route
 from exodus.control.store import ControlStore
 from exodus.cutover.fence import Fence
-from exodus.cutover.fence_cluster import fence_of
+from exodus.cutover.fence_cluster import fence_for
 from exodus.cutover.preconditions import NOTHING_MORE, Approved
 from exodus.cutover.topology_check import Standing
 from exodus.errors import CutoverAborted, DecisionRefused, SwitchUnknown
@@ -88,7 +88,7 @@ class Switch:
 
     def fence(self, side: Side) -> Fence:
         """Return the fence of a side, with its connections kept."""
-        return self._fences.setdefault(side, fence_of(self.store, side, self.plan))
+        return self._fences.setdefault(side, fence_for(self.store, side, self.plan))
 
     @property
     def fenced_servers(self) -> set[str] | None:

@@ -15,7 +15,7 @@ another value and changes nothing (race rule 6).
 that `check_possible` saw. A switch that was frozen while another one came and went gets none.
 
 A service behind Sentinel is fenced on its master and on every replica (`fence_replicas.py`), a
-cluster on every node (`fence_cluster.py`, which `fence_of` chooses). The record keeps what was
+cluster on every node (`fence_cluster.py`, which `fence_for` chooses). The record keeps what was
 before for each of them. `keep_raised` fences servers that appear later.
 """
 

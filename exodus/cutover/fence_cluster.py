@@ -217,7 +217,7 @@ class ClusterFence(Fence):
             ) from exc
 
 
-def fence_of(store: ControlStore, side: Side, plan: Plan) -> Fence:
+def fence_for(store: ControlStore, side: Side, plan: Plan) -> Fence:
     """Return the fence of a side, whatever the side is."""
     place = plan.acting(UserRole.SWITCH).address(side)
     if isinstance(place, Cluster):

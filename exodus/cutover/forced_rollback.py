@@ -14,7 +14,7 @@ from typing import Any
 from exodus.control.route import change_route, read_route
 from exodus.control.store import ControlStore
 from exodus.copy.guard import read_write_grants, regain_write_grants
-from exodus.cutover.fence_cluster import fence_of
+from exodus.cutover.fence_cluster import fence_for
 from exodus.cutover.settle import closed, settle
 from exodus.errors import DecisionRefused, ExodusError
 from exodus.plan.bounds import CONNECT_TIMEOUT_S, FORCED_ROLLBACK_BETWEEN_S, FORCED_ROLLBACK_TRIES
@@ -75,7 +75,7 @@ async def force_back(store: ControlStore, plan: Plan) -> dict[str, Any]:
     switch = secrets.token_hex(6)
     source = Endpoint(Side.SOURCE, plan.source)
     rights = await read_write_grants(source, plan.name)
-    async with fence_of(store, Side.SOURCE, plan) as fence:
+    async with fence_for(store, Side.SOURCE, plan) as fence:
         await fence.suspend()
         # First, so that no syncer that still carries an old state of the target overwrites a write
         # that is about to be made.

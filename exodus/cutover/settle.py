@@ -18,7 +18,7 @@ from exodus.control.route import Route, change_route, read_route
 from exodus.control.store import ControlStore
 from exodus.copy.guard import replace_write_grant
 from exodus.cutover.fence import Record, read_record
-from exodus.cutover.fence_cluster import fence_of
+from exodus.cutover.fence_cluster import fence_for
 from exodus.errors import DecisionRefused, ExodusError
 from exodus.native import replica
 from exodus.plan.plan import Plan
@@ -81,13 +81,13 @@ async def settle(store: ControlStore, plan: Plan) -> list[str]:
 
 async def _lower(store: ControlStore, plan: Plan, side: Side, record: Record | None) -> None:
     if record is not None:
-        async with fence_of(store, side, plan) as fence:
+        async with fence_for(store, side, plan) as fence:
             await fence.lower(record)
 
 
 async def _keep_raised(store: ControlStore, plan: Plan, side: Side, record: Record | None) -> None:
     if record is not None:
-        async with fence_of(store, side, plan) as fence:
+        async with fence_for(store, side, plan) as fence:
             await fence.keep_raised(record)
 
 
@@ -110,7 +110,7 @@ async def _reopen(plan: Plan, route: Route) -> None:
 async def _finish(store: ControlStore, plan: Plan, route: Route) -> None:
     if not unfinished(route):
         return
-    async with fence_of(store, route.follower, plan) as fence:
+    async with fence_for(store, route.follower, plan) as fence:
         await fence.kill_strays()
     try:
         await change_route(

@@ -172,7 +172,8 @@ async def check_replicas_have(plan: Plan, side: Side, leg: Leg, left_s: float) -
         believed = master_of(place).believed
         legs = [leg] if believed is not None and believed.replicas else []
     elif isinstance(leg, RoutedLeg):
-        legs = [await leg.node(shard.master) for shard in leg.shards if shard.replicas]
+        followed = {shard.master for shard in leg.shards if shard.replicas}
+        legs = [each for each in await leg.nodes() if leg.name_of(each) in followed]
     if not legs:
         return None
     within_ms = max(1, int(min(REPLICAS_HAVE_S, left_s) * 1000))

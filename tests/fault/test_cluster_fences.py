@@ -14,7 +14,7 @@ import redis
 from exodus.commands.slots import tag_of
 from exodus.control.store import ControlStore
 from exodus.cutover.fence import Record
-from exodus.cutover.fence_cluster import ClusterFence, fence_of
+from exodus.cutover.fence_cluster import ClusterFence, fence_for
 from exodus.cutover.fence_methods import AclFence, Command
 from exodus.cutover.fence_nodes import ClusterNodes
 from exodus.cutover.topology_check import (
@@ -88,7 +88,7 @@ async def store(control_server: DatabaseServer, plan: Plan) -> AsyncIterator[Con
 
 @pytest_asyncio.fixture
 async def fence(store: ControlStore, plan: Plan) -> AsyncIterator[ClusterFence]:
-    async with fence_of(store, Side.SOURCE, plan) as fence:
+    async with fence_for(store, Side.SOURCE, plan) as fence:
         assert isinstance(fence, ClusterFence)
         yield fence
 
@@ -166,7 +166,7 @@ async def test_min_replicas_is_proved_by_a_key_of_each_master(
     box: ClusterBox, plan: Plan, store: ControlStore
 ) -> None:
     chosen = plan.model_copy(update={"fence": Fencing(source=FenceKind.MIN_REPLICAS)})
-    async with fence_of(store, Side.SOURCE, chosen) as fence:
+    async with fence_for(store, Side.SOURCE, chosen) as fence:
         if box.kind is ServerKind.REDIS_62:
             with pytest.raises(DecisionRefused, match="scripts write all the same"):
                 await fence.check_possible()
@@ -230,7 +230,7 @@ async def test_a_switch_that_was_ended_fences_no_node(
 ) -> None:
     """Another process settled it, and a new switch took the right."""
     await fence.prepare("slept")
-    async with fence_of(store, Side.SOURCE, plan) as other:
+    async with fence_for(store, Side.SOURCE, plan) as other:
         assert isinstance(other, ClusterFence)
         await other.check_possible()
         await other.lower(fence._prepared)  # type: ignore[arg-type]
@@ -239,7 +239,7 @@ async def test_a_switch_that_was_ended_fences_no_node(
         assert not any(map(fenced, in_use(box)))
         with pytest.raises(CutoverAborted, match="another switch took the right"):
             await other.prepare("late")  # what it saw before is not so any more
-    async with fence_of(store, Side.SOURCE, plan) as newer:
+    async with fence_for(store, Side.SOURCE, plan) as newer:
         await up(newer, "newer")  # type: ignore[arg-type]
         with pytest.raises(CutoverAborted, match="was not fenced"):
             await fence.raise_()
@@ -433,7 +433,7 @@ async def test_the_rights_that_a_fence_of_a_cluster_needs_are_printed_and_tried(
     plan = plan.model_copy(update={"source": plan.source.model_copy(update=login)})
     try:
         assert await try_rights(plan, Side.SOURCE, *server) == []
-        async with fence_of(store, Side.SOURCE, plan) as fence:
+        async with fence_for(store, Side.SOURCE, plan) as fence:
             await up(fence)  # type: ignore[arg-type]
             record = await fence.record()
             assert record is not None
