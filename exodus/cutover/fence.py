@@ -130,6 +130,7 @@ class Fence:
             None  # the guard's value when it was checked that this side can be fenced
         )
         self._prepared: Record | None = None
+        self._before: bytes = b""  # the record as it was then
 
     async def close(self) -> None:
         """Give the connections back."""
@@ -288,7 +289,8 @@ class Fence:
         method = self._method or await self.check_possible()
         servers = await self._servers()
         found = {name: await self._by_method(method.look(call)) for name, call in servers.items()}
-        before = await self.record()
+        self._before = await answered(self._store.client.get(self._key)) or b""
+        before = Record(**orjson.loads(self._before)) if self._before else None
         if before is not None and before.kind == method.kind:
             for name in found:
                 found[name] |= before.kept_of(name) or {}  # as it was before any fence of ours
@@ -345,10 +347,26 @@ class Fence:
     async def _write_down(self, record: Record) -> None:
         """Keep the record, before the fence is up: who finds the fence after a crash of ours must
         know what to give back.
+
+        Raises:
+            CutoverAborted: another switch has a record there.
         """
-        await answered(
-            self._store.client.set(self._store.keys.fence(self._side), orjson.dumps(asdict(record)))
-        )
+        if not await self._replace(self._before, record):
+            raise CutoverAborted(
+                f"the {self._side} was not fenced",
+                why="another switch took the right to it meanwhile",
+                next_step="look at `exodus status`",
+            )
+
+    @property
+    def _key(self) -> str:
+        return self._store.keys.fence(self._side)
+
+    async def _replace(self, before: bytes, after: Record) -> bool:
+        """Replace the record as it was read; return whether nobody else did."""
+        wanted = orjson.dumps(asdict(after))
+        done = await answered(self._store.client.eval(_REPLACE, 1, self._key, before, wanted))
+        return bool(int(done))
 
     async def _raise(self, record: Record, method: FenceMethod) -> dict[str, str]:
         """Raise the fence on every server, and prove it.
@@ -528,15 +546,11 @@ class Fence:
                     failed.append(exc)
         if not new:
             return record, failed
-        key = self._store.keys.fence(self._side)
-        raw = await answered(self._store.client.get(key))
+        raw = await answered(self._store.client.get(self._key))
         if raw is None or Record(**orjson.loads(raw)) != record:
             return record, failed
         wider = replace(record, nodes={**record.nodes, **new})
-        done = await answered(
-            self._store.client.eval(_REPLACE, 1, key, raw, orjson.dumps(asdict(wider)))
-        )
-        return (wider if int(done) else record), failed
+        return (wider if await self._replace(raw, wider) else record), failed
 
     async def lower(self, record: Record) -> None:
         """Give back what was taken, for good.
@@ -590,20 +604,15 @@ class Fence:
         """Note that the fence of servers is down, so that nobody lowers it again over what their
         owner sets from then on.
         """
-        key = self._store.keys.fence(self._side)
-        raw = await answered(self._store.client.get(key))
+        raw = await answered(self._store.client.get(self._key))
         after = replace(record, lowered=[*record.lowered, *servers])
         if raw is not None and Record(**orjson.loads(raw)) == record:
-            await answered(
-                self._store.client.eval(_REPLACE, 1, key, raw, orjson.dumps(asdict(after)))
-            )
+            await self._replace(raw, after)
         return after
 
     async def _forget(self, record: Record) -> None:
         """Remove the record of a fence that is down."""
-        await answered(
-            self._store.client.eval(_FORGET, 1, self._store.keys.fence(self._side), record.switch)
-        )
+        await answered(self._store.client.eval(_FORGET, 1, self._key, record.switch))
         if record.kind == FenceKind.PROVIDER:
             await answered(
                 self._store.client.delete(self._store.keys.fence_confirmation(self._side))

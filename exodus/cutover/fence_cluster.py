@@ -92,7 +92,7 @@ class ClusterFence(Fence):
         await self._nodes.meet_strangers()
 
     async def _raise(self, record: Record, method: FenceMethod) -> dict[str, str]:
-        await asyncio.gather(self._write_down(record), self._nodes.look(certain=True))
+        await together((self._write_down(record), self._nodes.look(certain=True)))
         now, prepared = set(self._nodes.names), set(record.servers)
         if now != prepared:
             raise CutoverAborted(
