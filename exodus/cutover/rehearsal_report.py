@@ -163,6 +163,8 @@ async def check_rehearsal(store: ControlStore, plan: Plan, *legs: Leg) -> str:
     """
     if plan.rehearsal_hours_max is None:
         return "no rehearsal is asked for"
+    if not plan.watches_traffic:
+        return "NOT REHEARSED: a rehearsal does not play on a cluster"
     found = await store.report(REPORT)
     age_h = (await store.now_ms() - found["at_ms"]) / _HOUR_MS if found is not None else 0.0
     when = f"the last rehearsal, {age_h:.1f} h ago,"

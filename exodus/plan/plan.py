@@ -378,7 +378,12 @@ class Plan(Options):
 
     @property
     def has_gateways(self) -> bool:
-        """Return whether applications pass gateways: those of a cluster cannot."""
+        """Return whether applications pass gateways."""
+        return self.watches_traffic or self.cutover is Cutover.GATEWAY
+
+    @property
+    def watches_traffic(self) -> bool:
+        """Return whether the phases before Migrate can be run: they read traffic for one server."""
         return not any(isinstance(self.address(side), Cluster) for side in Side)
 
     def address(self, side: Side) -> Place:

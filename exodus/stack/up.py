@@ -359,8 +359,10 @@ class _Stack:
         home = self.home
         file = load_migration(home.migration_file)
         parts: list[Started] = []
-        if not file.plan.has_gateways:  # and a comparer compares what they record
+        if not file.plan.has_gateways:
             names = [name for name in names if name == "syncer"]
+        if not file.plan.watches_traffic:  # a comparer compares what gateways record
+            names = [name for name in names if name != "comparer"]
         for name in names:
             command = [
                 sys.executable,
