@@ -22,7 +22,7 @@ from functools import partial
 from exodus.control.store import ControlStore
 from exodus.copy.cluster_grants import FENCE, guard_keys, read_fields, replace_fields
 from exodus.cutover.fence import Fence, Record
-from exodus.cutover.fence_methods import Call, Command, FenceMethod, Kept
+from exodus.cutover.fence_methods import KEEP_US_OUT, Call, Command, FenceMethod, Kept
 from exodus.cutover.fence_nodes import ClusterNodes
 from exodus.errors import CutoverAborted, ExodusError, SourceError, TargetError
 from exodus.net.leg import Leg, ReplyError, error_of
@@ -101,6 +101,7 @@ class ClusterFence(Fence):
                 next_step="nothing was switched; start it again",
             )
         proofs = await together(self._raise_on_node(name, record, method) for name in now)
+        await self._nodes.part_strangers()
         found: dict[str, str] = {}
         for of_one in proofs:
             found.update(of_one)
@@ -123,10 +124,7 @@ class ClusterFence(Fence):
         if stale is None and not await self._nodes.change(
             name, record.switch.encode(), method.up(kept)
         ):
-            stale = (
-                "the guard there is not this switch's: another switch took the right, or the "
-                "replica is behind its master"
-            )
+            stale = "the guard there is another switch's"
         if stale is not None:
             raise CutoverAborted(
                 f"{name} of the {self._side} was not fenced",
@@ -147,56 +145,90 @@ class ClusterFence(Fence):
         """Do commands on every node that was fenced, under the guard; return those where it was
         done. A node that fails does not keep the others from it.
         """
-        names = [name for name in await self._servers() if record.kept_of(name) is not None]
-        guard = record.switch.encode()
-        done = await together(
-            self._nodes.change(name, guard, commands(record.kept_of(name) or {})) for name in names
-        )
-        return [name for name, did in zip(names, done, strict=True) if did]
+        wanted = {
+            name: commands(kept)
+            for name in await self._servers()
+            if (kept := record.kept_of(name)) is not None
+        }
+        done, failed = await self._change_all(wanted, record.switch.encode())
+        if failed:
+            raise failed[0]
+        return done
+
+    async def _change_all(
+        self, wanted: dict[str, list[Command]], guard: bytes
+    ) -> tuple[list[str], list[ExodusError]]:
+        """Do commands by node, under the guard, masters first. Return where it was done, or is not
+        ours to do any more; and the errors of the others.
+
+        Where another switch took the right on a master, its replicas are left alone.
+        """
+        settled: list[str] = []
+        failed: list[ExodusError] = []
+        others: set[str] = set()  # masters whose guard is another's
+        masters = self._nodes.masters
+        for of_masters in (True, False):
+            names = [
+                name
+                for name in wanted
+                if (name in masters) is of_masters and self._nodes.master_of(name) not in others
+            ]
+            outcomes = await asyncio.gather(
+                *[self._nodes.change(name, guard, wanted[name]) for name in names],
+                return_exceptions=True,
+            )
+            for name, outcome in zip(names, outcomes, strict=True):
+                if isinstance(outcome, ExodusError):
+                    failed.append(outcome)
+                elif isinstance(outcome, BaseException):
+                    raise outcome
+                else:
+                    settled.append(name)
+                    if not outcome:
+                        others.add(name)
+        return settled, failed
 
     async def lower(self, record: Record) -> None:
         """Give back what was taken, for good: masters first, since applications wait for them.
+
+        The right ends before anything is given back: otherwise a process that keeps the fence up
+        could raise it again on a node that was done.
 
         Raises:
             SourceError, TargetError: a node does not answer; it is done again.
         """
         method, guard = self._method_of(record), record.switch.encode()
         now = list(await self._servers())
-        masters = self._nodes.masters
         failed: list[ExodusError] = []
-        for names in (masters, [name for name in now if name not in masters]):
-            left = [
-                name
-                for name in names
-                if record.kept_of(name) is not None and name not in record.lowered
-            ]
-            outcomes = await asyncio.gather(
-                *[
-                    self._nodes.change(name, guard, method.down(record.kept_of(name) or {}))
-                    for name in left
-                ],
-                return_exceptions=True,
-            )
-            failed += [each for each in outcomes if isinstance(each, ExodusError)]
-            for each in outcomes:
-                if isinstance(each, BaseException) and not isinstance(each, ExodusError):
-                    raise each
-            down = [
-                name
-                for name, each in zip(left, outcomes, strict=True)
-                if not isinstance(each, BaseException)
-            ]
-            if down:
-                record = await self._note_lowered(record, *down)
+        if record.kind not in KEEP_US_OUT:  # these refuse our own writes, to the guard too
+            try:
+                await self._end_right(record)
+            except (SourceError, TargetError) as exc:
+                failed.append(exc)  # the other nodes are done all the same
+            guard = f"ended {record.switch}".encode()
+        wanted = {
+            name: method.down(kept)
+            for name in now
+            if (kept := record.kept_of(name)) is not None and name not in record.lowered
+        }
+        down, errors = await self._change_all(wanted, guard)
+        if down:
+            record = await self._note_lowered(record, *down)
+        failed += errors
         if failed:
             raise failed[0]
         for name in record.servers:
             if name not in now and name not in record.lowered:
                 await self._lower_absent(name, method.down(record.kept_of(name) or {}))
                 record = await self._note_lowered(record, name)
-        befores: dict[bytes, bytes | None] = dict.fromkeys(guard_keys(self._plan.name), guard)
-        await self._set_guard(befores, f"ended {record.switch}")
+        if record.kind in KEEP_US_OUT:
+            await self._end_right(record)
         await self._forget(record)
+
+    async def _end_right(self, record: Record) -> None:
+        befores: dict[bytes, bytes | None]
+        befores = dict.fromkeys(guard_keys(self._plan.name), record.switch.encode())
+        await self._set_guard(befores, f"ended {record.switch}")
 
     async def _lower_absent(self, name: str, commands: list[Command]) -> None:
         """Give a node its rules back that is down, or has no slot any more. One that left the

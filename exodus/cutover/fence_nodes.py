@@ -84,6 +84,11 @@ class ClusterNodes:
         masters = self.masters
         return [*masters, *(node for node in self._shards if node not in masters)]
 
+    def master_of(self, name: str) -> str:
+        """Return the master that a node follows, or itself; as of the last look."""
+        shard = self._shards.get(name)
+        return name if shard is None else shard.master
+
     async def leg(self, name: str) -> Leg:
         """Return the connection to one node.
 
@@ -130,6 +135,11 @@ class ClusterNodes:
                 # `default` has a password that we do not know: its rules are read back.
                 self._strangers[name] = None
 
+    async def part_strangers(self) -> None:
+        """End these connections: they would count as strays."""
+        legs, self._strangers = list(self._strangers.values()), {}
+        await close_all(legs)
+
     def stranger(self, name: str) -> Leg | None:
         """Return that connection; None where `default` has a password."""
         return self._strangers.get(name)
@@ -144,7 +154,8 @@ class ClusterNodes:
         A replica's guard comes by replication, so it is waited for.
 
         Raises:
-            SourceError, TargetError: the node does not answer, refuses, or has no guard.
+            SourceError, TargetError: the node does not answer, refuses, or has no guard; or the
+                guard did not come to a replica.
         """
         deadline = time.monotonic() + FENCE_REPLICA_S
         while True:
@@ -165,7 +176,12 @@ class ClusterNodes:
                     return False
             # Another field of the guard was set, its slot is on its way, or a replica lags.
             if time.monotonic() > deadline:
-                return False
+                raise error_of(self._side)(
+                    f"{name} of the {self._side} could not be changed under the fence's guard",
+                    why=f"the guard is {found!r} there: the replica is behind its master, or its "
+                    "slots are on their way",
+                    next_step="look at its INFO replication; it is done again",
+                )
             await asyncio.sleep(FENCE_POLL_S)
 
     def check_guarded(self, name: str) -> None:
