@@ -32,11 +32,13 @@ async def compare(plan: Plan, authority: Leg, follower: Leg) -> list[Row]:
     of the follower, and a row tells the node that is worst.
     """
     here, there = (await authority.nodes())[0], await follower.nodes()
+    ours, theirs = await read(here), await together(read(each) for each in there)
     found: dict[str, Row] = {}
-    for node, rows in zip(
-        there, await together(_compare_servers(plan, here, each) for each in there), strict=True
-    ):
-        for row in rows:
+    for node, beside in zip(there, theirs, strict=True):
+        for row in [
+            *_compare_servers(plan, here.side, ours, beside),
+            *await _libraries(here, node),
+        ]:
             told = row
             if len(there) > 1 and row.outcome is not StateOutcome.SAME:
                 told = replace(row, follower=f"{row.follower} (on {node.address.place})".strip())
@@ -57,13 +59,11 @@ def _worse(row: Row, other: Row) -> bool:
     return _ORDER.index(row.outcome) > _ORDER.index(other.outcome)
 
 
-async def _compare_servers(plan: Plan, authority: Leg, follower: Leg) -> list[Row]:
-    ours, theirs = await read(authority), await read(follower)
+def _compare_servers(plan: Plan, authority: Side, ours: Beside, theirs: Beside) -> list[Row]:
     return [
-        *_users(plan, ours, theirs, authority.side),
-        *_settings(ours, theirs, authority.side, follower.side),
-        *_modules(ours, theirs, authority.side, follower.side),
-        *await _libraries(authority, follower),
+        *_users(plan, ours, theirs, authority),
+        *_settings(ours, theirs, authority, authority.other),
+        *_modules(ours, theirs, authority, authority.other),
         *_scripts(ours, theirs),
     ]
 

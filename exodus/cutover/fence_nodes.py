@@ -17,6 +17,7 @@ from exodus.commands.slots import Shard, is_redirect, slot_of, tag_of
 from exodus.control.schema import cluster_guard_key
 from exodus.copy.cluster_grants import FENCE, GUARD_SLOTS
 from exodus.cutover.fence_methods import Command
+from exodus.cutover.fence_servers import FencedServers
 from exodus.errors import ExodusError
 from exodus.net.clusters import NodeLookout, cluster_of
 from exodus.net.leg import Leg, Reply, ReplyError, close_all, error_of, lost
@@ -27,11 +28,14 @@ from exodus.plan.vocabulary import Side
 from exodus.topology.node import Node
 
 
-class ClusterNodes:
+class ClusterNodes(FencedServers):
     """Connections to the nodes of one side, kept until `close`."""
 
+    _what = "node"
+    _page = "docs/operating/cluster.md"
+
     def __init__(self, side: Side, cluster: Cluster, migration: str) -> None:
-        self._side = side
+        super().__init__(side)
         self._cluster = cluster
         self._migration = migration
         self._lookout = NodeLookout(cluster)
@@ -99,7 +103,7 @@ class ClusterNodes:
         if leg is None or leg.ended:
             node = Node(self._side, self._cluster.server(name))
             leg = self._legs[name] = await node.connect(name="exodus-fence")
-            await self._sure(name, ("READONLY",))  # changes nothing on a master
+            await self.sure(name, ("READONLY",))  # changes nothing on a master
         return leg
 
     async def call(self, name: str, *commands: Command) -> list[Reply]:
@@ -162,13 +166,13 @@ class ClusterNodes:
             key = self._guard_key(name)
             watched, found = await self.call(name, ("WATCH", key), ("HGET", key, FENCE))
             if found == guard and watched == b"OK":
-                if await self._transaction(name, commands):
+                if await self.transaction(name, commands):
                     return True
             else:
-                await self._sure(name, ("UNWATCH",))
+                await self.sure(name, ("UNWATCH",))
                 refused = [each for each in (watched, found) if isinstance(each, ReplyError)]
                 if refused and not is_redirect(str(refused[0])):
-                    raise self._refused(name, refused[0])
+                    raise self.refused(name, refused[0])
                 if refused:
                     self._moving.add(slot_of(key))
                     await self.look()
@@ -198,7 +202,7 @@ class ClusterNodes:
         Raises:
             SourceError, TargetError: the node does not answer, or refuses.
         """
-        await self._transaction(name, commands)
+        await self.transaction(name, commands)
 
     async def knows(self, name: str) -> bool:
         """Return whether a master of the cluster still has a node in its list.
@@ -206,7 +210,7 @@ class ClusterNodes:
         Raises:
             SourceError, TargetError: the master does not answer, or does not tell.
         """
-        (listed,) = await self._sure(self.masters[0], ("CLUSTER", "NODES"))
+        (listed,) = await self.sure(self.masters[0], ("CLUSTER", "NODES"))
         return name in _listed(listed.decode())
 
     # ------------------------------------------------------------------ parts
@@ -231,32 +235,6 @@ class ClusterNodes:
             self._moving.difference_update(slots)
             stays = slots[0]
         return cluster_guard_key(self._migration, stays)
-
-    async def _transaction(self, name: str, commands: list[Command]) -> bool:
-        """Return whether it was done: not where the guard was touched since it was watched."""
-        await self._sure(name, ("MULTI",))  # before it is begun nothing is sent: it would run
-        outcome = (await self.call(name, *commands, ("EXEC",)))[-1]
-        if outcome is None:
-            return False
-        for reply in outcome if isinstance(outcome, list) else [outcome]:
-            if isinstance(reply, ReplyError):
-                raise self._refused(name, reply)
-        return True
-
-    async def _sure(self, name: str, *commands: Command) -> list[Reply]:
-        replies = await self.call(name, *commands)
-        for reply in replies:
-            if isinstance(reply, ReplyError):
-                raise self._refused(name, reply)
-        return replies
-
-    def _refused(self, name: str, reply: ReplyError) -> ExodusError:
-        return error_of(self._side)(
-            f"{name} of the {self._side} refuses what its fence needs",
-            why=str(reply),
-            next_step="give Exodus's user the same rights on every node "
-            "(docs/operating/cluster.md)",
-        )
 
 
 def _listed(nodes: str) -> set[str]:

@@ -355,8 +355,8 @@ async def begin_here(store: ControlStore, endpoint: Endpoint, leg: Leg, value: b
     """
     state: dict[str, str] = {}
     for node in await endpoint.each_node():
-        asked = (("GET", key := guard_key(store.migration)), ("SET", key, value))
-        on = leg
+        on, key = leg, guard_key(store.migration)
+        asked: tuple[Sequence[Arg], Sequence[Arg]] = (("GET", key), ("SET", key, value))
         if isinstance(leg, RoutedLeg) and node.shard is not None:
             on = await leg.node(node.shard.master)
             slots = node.shard.multiples(GUARD_SLOTS.step)

@@ -18,7 +18,7 @@ from exodus.background import BackgroundTasks
 from exodus.control.heartbeats import GatewayHeartbeat
 from exodus.control.route import Route
 from exodus.control.store import ControlStore
-from exodus.errors import OperatorError
+from exodus.errors import ExodusError, OperatorError
 from exodus.gateway import reporting
 from exodus.gateway.authority_probe import AuthorityProbe
 from exodus.gateway.canary_control import CanaryControl
@@ -301,12 +301,17 @@ class Gateway:
         options = self.options
         sockets = [inherited(fd) for fd in options.listen_fds]
         sockets = sockets or listen(options.listen_host, options.listen_port, 1)
-        self.face = await open_face(
-            self.plan,
-            options,
-            0 if options.listen_host.startswith("unix:") else sockets[0].getsockname()[1],
-            lambda: self.route_follower.route,
-        )
+        try:
+            self.face = await open_face(
+                self.plan,
+                options,
+                0 if options.listen_host.startswith("unix:") else sockets[0].getsockname()[1],
+                lambda: self.route_follower.route,
+            )
+        except ExodusError:
+            for each in sockets:
+                each.close()
+            raise
         listeners = [await self._listener(each) for each in sockets]
         status = StatusServer(options.status_host, options.status_port, self.metrics, self.health)
         log.info(

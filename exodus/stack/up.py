@@ -275,6 +275,7 @@ class _Stack:
                 folder=home.data / node,
                 log=home.log(node),
                 password_file=home.secret(name),
+                private=False,
                 **CLUSTER_SETTINGS,
             )
             self.add(server.started)

@@ -56,7 +56,7 @@ async def test_each_node_is_compared_and_mended(
         assert rows["user app"].follower == f"missing (on 127.0.0.1:{second.port})"
         await store.save_plan(plan)
         carried, _ = await _carry(file, "users")
-        assert len([line for line in carried.done if "ACL SETUSER app" in line]) == 3
+        assert len([line for line in carried.done if "ACL SETUSER app" in line]) == 4
         for node in target.nodes:
             with node.client() as client:
                 assert b"app" in client.execute_command("ACL", "USERS")

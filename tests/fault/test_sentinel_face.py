@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import redis
 import redis.asyncio.sentinel
-import redis.sentinel
-from coredis.sentinel import Sentinel as CoredisSentinel
+from coredis import Sentinel as CoredisSentinel
+from coredis.connection import TCPLocation
 
 from exodus.control.route import Redirect
 from exodus.errors import ExodusError, OperatorError
@@ -69,7 +69,7 @@ async def test_redis_py_needs_the_addresses_only(local: LocalMigration, protocol
     master, replica = sentinels.master_for(SERVICE), sentinels.slave_for(SERVICE)
     assert await master.set("k", "through the gateway")
     assert await replica.get("k") == b"through the gateway"
-    with pytest.raises(redis.sentinel.MasterNotFoundError):
+    with pytest.raises(redis.asyncio.sentinel.MasterNotFoundError):
         await sentinels.discover_master("nobody")
     await master.aclose()
     await replica.aclose()
@@ -81,7 +81,7 @@ async def test_redis_py_needs_the_addresses_only(local: LocalMigration, protocol
 
 async def test_so_does_coredis(local: LocalMigration) -> None:
     face = await faced(local)
-    async with CoredisSentinel([("127.0.0.1", face.port)]) as sentinels:
+    async with CoredisSentinel([TCPLocation("127.0.0.1", face.port)]) as sentinels:
         assert await sentinels.discover_primary(SERVICE) == ("127.0.0.1", local.port)
         async with sentinels.primary_for(SERVICE) as client:
             assert await client.set("k", "v")
@@ -136,9 +136,9 @@ async def test_it_answers_in_the_form_of_a_sentinel(
                 try:
                     reply = client.execute_command(*words)
                 except redis.ResponseError as exc:
-                    found.append((words, str(exc).split(" ")[0:3]))
+                    found.append((words[:2], str(exc).lower().split(" ")[:2]))
                     continue
-                found.append((words, shape(reply)))
+                found.append((words[:2], shape(reply)))
             with client.pubsub() as pubsub:
                 pubsub.subscribe("+switch-master")
                 pubsub.psubscribe("*")
@@ -175,9 +175,10 @@ async def test_a_redirect_leads_sentinel_clients_to_the_authority(local: LocalMi
     async def told() -> set[bytes]:
         found = []
         while len(found) < 2:
-            said = await pubsub.get_message(ignore_subscribe_messages=True, timeout=10)
-            assert said is not None
-            found.append(said["data"])
+            async with asyncio.timeout(20):
+                said = await pubsub.get_message(ignore_subscribe_messages=True, timeout=1)
+            if said is not None:
+                found.append(said["data"])
         return set(found)
 
     await local.change(redirect=Redirect(per_s=1))
@@ -207,9 +208,9 @@ async def test_it_names_the_host_that_a_client_reached(local: LocalMigration) ->
     )
     assert gateway.face is not None
     for host in ("127.0.0.1", "127.0.0.2"):
-        client = redis.asyncio.Redis(host=host, port=gateway.face.port, protocol=2)
-        found = await client.sentinel_get_master_addr_by_name(SERVICE)
-        assert found == (host, local.port)
+        client = redis.asyncio.Redis(host=host, port=gateway.face.port, decode_responses=True)
+        found = await client.execute_command("SENTINEL", "GET-MASTER-ADDR-BY-NAME", SERVICE)
+        assert [*map(str, found)] == [host, str(local.port)]
         await client.aclose()
     other = await local.gateway(
         "gw-2",
@@ -227,7 +228,7 @@ async def test_it_names_the_host_that_a_client_reached(local: LocalMigration) ->
 # ---------------------------------------------------------------------- hostile clients
 
 _HOSTILE = {
-    "no protocol": b"\x00\xff*\r\n" * 10 + b"*x\r\n",
+    "no protocol": b"\xff\xfe\r\n" * 10 + b"*x\r\n",
     "a huge array": b"*2000000000\r\n",
     "a huge argument": b"*2\r\n$4\r\nPING\r\n$900000000\r\n" + b"x" * 10_000,
     "an endless line": b"x" * 200_000,
