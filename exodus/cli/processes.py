@@ -135,6 +135,10 @@ def gateway(
             help="open a server that trusts this machine without a password to the network"
         ),
     ] = False,
+    advertise: Annotated[
+        str | None,
+        typer.Option(help="host that cluster clients are told (default: the plan's)"),
+    ] = None,
     listen_fd: Annotated[list[int] | None, typer.Option(hidden=True)] = None,
     log_level: LogLevelOption = "INFO",
     log_format: LogFormatOption = LogFormat.TEXT,
@@ -167,6 +171,7 @@ def gateway(
             "--cert-file": cert_file,
             "--key-file": key_file,
             "--client-ca-file": client_ca_file,
+            "--advertise": advertise,
         }
         shared = [
             text
@@ -206,6 +211,7 @@ def gateway(
             state_dir=root,
             host=host,
             port=port,
+            listeners=migration.plan.listener_count,
             drain_s=drain_s,
             command=command,
         ).run()
@@ -227,6 +233,7 @@ def gateway(
         drain_s=drain_s,
         connections_expected=connections,
         settle=settle,
+        advertise=advertise,
     )
     try:
         uvloop.run(serve(_store(migration), options))

@@ -33,3 +33,4 @@ class GatewayOptions:
     pinned: Plan | None = None  # of the local migration file: the store's must agree with it
     connections_expected: int = 0  # checked against the server's maxclients at the start
     settle: Settle | None = None
+    advertise: str | None = None  # host that cluster clients are told, in place of the plan's

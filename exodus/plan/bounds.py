@@ -416,7 +416,10 @@ JOURNALER_ROTATE_BYTES = 64 * 1024  # a smaller segment is not rotated
 # exodus/gateway/listeners.py
 # Connections that wait to be accepted. The kernel caps the number at net.core.somaxconn.
 LISTENERS_BACKLOG_MAX = 4096
-LISTENERS_FDS_MAX = 64  # sockets that a predecessor can hand over
+LISTENERS_FDS_MAX = 2_048  # sockets that a predecessor can hand over
+LISTENERS_FDS_AT_ONCE = 200  # of them in one message: the kernel takes 253
+LISTENERS_MAX = 64  # nodes of a cluster that one gateway stands for
+PORT_MAX = 65_535
 LISTENERS_TAKEOVER_S = 30  # a successor may take so long
 LISTENERS_ASK_S = 5  # to ask a predecessor
 
