@@ -51,7 +51,7 @@ __all__ = [
 
 @pytest.fixture(autouse=True)
 def _every_script_is_played():
-    """A script that nobody plays checks nothing."""
+    """Fail where a test built a script and did not play it: such a script checks nothing."""
     Script.unplayed()
     yield
     assert not Script.unplayed(), "a Script was built, or extended, and not played"
@@ -59,7 +59,7 @@ def _every_script_is_played():
 
 @pytest.hookimpl(trylast=True)  # after pytest-randomly
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest first, so that where files run beside each other none is left alone at the end.
+    """Order the tests: the longest files first, so that no file runs alone at the end.
 
     A test that ends the migration of its module's stack comes last in its module.
     """

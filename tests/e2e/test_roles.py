@@ -1,5 +1,5 @@
-"""All phases through a real Prefect, with exactly the users that `exodus users` prints: nothing
-that Exodus asks of a server is refused.
+"""All phases through a real Prefect, with exactly the users that `exodus users` prints: no server
+refuses Exodus anything.
 """
 
 from __future__ import annotations

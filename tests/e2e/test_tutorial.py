@@ -1,4 +1,4 @@
-"""docs/tutorial.md, run as it is written: every block, in order, in one shell."""
+"""docs/tutorial.md, run as written: every block, in order, in one shell."""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""A catalogue of planted defects: each is found, with its cause; without one, nothing is."""
+"""A catalogue of planted defects: each is found, with its cause. Without a defect nothing is
+found.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +38,7 @@ _STATE = "state"
 
 
 class Defect(NamedTuple):
-    """What applications do, what goes wrong on the target, and the row that tells of it."""
+    """An application's requests, the defect of the target, and the row that reports it."""
 
     name: str
     made: list[str]  # through the gateway; {k} is the key
@@ -200,7 +202,7 @@ def _words(text: str, key: str) -> list[str]:
 
 
 async def _rows(local: LocalMigration, wanted: set[tuple[str, str]]) -> dict[tuple[str, str], Any]:
-    """The confirmed rows by key and command, once those wanted are there."""
+    """Return the confirmed rows by key and command, once the expected ones are there."""
     found: dict[tuple[str, str], Any] = {}
 
     async def there() -> bool:

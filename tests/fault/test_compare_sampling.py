@@ -1,5 +1,5 @@
-"""Which requests are sampled: by the first key, while it runs by another rule, and what is not
-compared is counted.
+"""Which requests are sampled: by their first key, under a rule that may change meanwhile. What is
+not compared is counted.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ async def test_what_is_left_out_is_counted_by_reason(local: LocalMigration) -> N
 
 
 async def test_the_sample_is_changed_while_it_runs(local: LocalMigration) -> None:
-    """What is not sampled any more is removed from the target: no journal tells of it."""
+    """Keys that leave the sample are removed from the target: no journal reports them any more."""
     source, target = (local.servers[side].client() for side in Side)
     source.mset({"cart:1": 1, "user:1": 1, "user:2": 1})
     async with comparing(local):

@@ -1,5 +1,5 @@
-"""Many connections: idle ones, and ones that come and go. Nothing is refused, nothing stays behind,
-memory does not grow with those that left.
+"""Many connections, idle or short-lived: none is refused, none stays behind, and memory does not
+grow with those that left.
 """
 
 from __future__ import annotations

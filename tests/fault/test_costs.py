@@ -1,4 +1,4 @@
-"""What a stranger can cost the others: no held-up cutover, no starved client, no memory, no gap."""
+"""What a stranger can cost others: no delayed cutover, no starved client, no memory, no gap."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ async def _send(port: int, data: bytes) -> tuple[asyncio.StreamReader, asyncio.S
 async def test_requests_that_never_end_do_not_keep_a_cutover_from_being_made(
     local: LocalMigration,
 ) -> None:
-    """C1: each attempt held everybody's writes until its limit, and failed."""
+    """C1: before, each attempt held everybody's writes until its limit, and failed."""
     gateway = await local.gateway()
     await local.syncer()
     await local.start_live_sync()
@@ -79,7 +79,7 @@ async def test_requests_that_never_end_do_not_keep_a_cutover_from_being_made(
 
 
 async def test_one_client_s_flood_leaves_the_others_their_turn(local: LocalMigration) -> None:
-    """C2: their PING took 38 s."""
+    """C2: before, their PING took 38 s."""
     gateway = await local.gateway()
     await local.change(journal="all")
     reader, writer = await asyncio.open_connection("127.0.0.1", local.port)
@@ -109,8 +109,8 @@ async def test_one_client_s_flood_leaves_the_others_their_turn(local: LocalMigra
 async def test_invented_commands_are_one_row_and_refused_writes_are_nothing(
     local: LocalMigration,
 ) -> None:
-    """C3, C4: 1,200 names were 7,007 series, and 2,000 refused writes 32 MB of the control
-    store.
+    """C3, C4: before, 1,200 names made 7,007 series, and 2,000 refused writes took 32 MB of the
+    control store.
     """
     gateway = await local.gateway()
     await local.change(journal="all")
@@ -140,7 +140,7 @@ async def test_a_stranger_opens_no_gap(
     control_server: DatabaseServer,
     tmp_path: Path,
 ) -> None:
-    """C5: whoever may not log in could block a cutover at will."""
+    """C5: before, a client without a login could block a cutover at will."""
     for kind in ServerKind:
         target = valkey91 if kind is not ServerKind.VALKEY_91 else make_server(ServerKind.VALKEY_81)
         folder = tmp_path / str(kind)

@@ -1,5 +1,5 @@
-"""What is verified since its last write, what is dirty, what was never verified: exact through
-writes, restarts, flushes and passes.
+"""Which keys are verified since their last write, dirty, or never verified: exact through writes,
+restarts, flushes and passes.
 """
 
 from __future__ import annotations

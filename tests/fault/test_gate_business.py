@@ -194,7 +194,7 @@ def test_a_read_only_client_reads_and_refuses_the_rest(local: LocalMigration) ->
 
 
 class Service:
-    """A webhook that answers what it is told to."""
+    """A webhook with the answer that the test gives it."""
 
     def __init__(self) -> None:
         self.asked: list[dict] = []

@@ -1,7 +1,7 @@
-"""Writes under random kills of clients, workers and the control store: whatever the source executed
-stands in the journal at the end.
+"""Writes under random kills of clients, workers and the control store: in the end the journal has
+whatever the source executed.
 
-Every write makes a key of its own that nobody deletes, so that the keys of the source are all that
+Every write makes a key of its own, and nothing deletes keys. So the keys of the source are all that
 it ever executed, acknowledged or not.
 """
 

@@ -1,5 +1,5 @@
-"""What a person approved is checked again by the switch itself: when it begins, before it holds
-writes, and before the authority changes.
+"""The switch itself checks again what a person approved: when it begins, before it holds writes,
+and before the authority changes.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 """Several processes on one port: a dead one is started again, a new version takes the port over,
-nobody is refused.
+and no client is refused.
 """
 
 from __future__ import annotations

@@ -12,10 +12,10 @@ _QUIET_S = 0.12  # a server on loopback that says nothing for so long has said a
 def converse(
     port: int, pieces: Sequence[bytes], *, size: int | None = None, half_close: bool = False
 ) -> bytes:
-    """Send pieces one after the other; what comes back, and `<closed>` where the peer ended it.
+    """Send pieces one after the other; return what comes back, and `<closed>` where the peer closed
+    the connection.
 
-    Args:
-        size: stop as soon as so many bytes came, and look no longer than that for more.
+    With `size`, stop as soon as so many bytes came.
     """
     said = bytearray()
     with socket.create_connection(("127.0.0.1", port), timeout=10) as sock:
@@ -45,5 +45,5 @@ def converse(
 
 
 def pieces_of(data: bytes, size: int) -> list[bytes]:
-    """Cut into pieces of a size."""
+    """Cut bytes into pieces of a size."""
     return [data[at : at + size] for at in range(0, len(data), size)] or [b""]

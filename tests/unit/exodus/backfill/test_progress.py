@@ -1,5 +1,5 @@
-"""How far bulk work is: rates of the last seconds, an end as a range, and no end before there is
-something to tell it by.
+"""The progress of bulk work: rates of the last seconds, an estimated end as a range, and no
+estimate without data.
 """
 
 from __future__ import annotations
