@@ -44,7 +44,7 @@ _CLOSE = "remove the applications' rule from security group sg-1"
 _FENCE = {
     "source": "provider",
     "source_instruction": _CLOSE,
-}  # a person's word for the cutover; for the way back the strongest that the target allows
+}  # for the cutover a person's confirmation; for the rollback the strongest that the target allows
 _CANARY = {
     "steps": [5, 100],
     "seconds": 1.0,

@@ -210,7 +210,7 @@ def test_the_summary_is_shown_before_an_answer_is_taken(
 
     done = shell.said("reject", "--why", "because it is tested")
     assert done.index("requests of") < done.index("pre-test, observe: reject")
-    # From the answer on nobody is told that the question is still asked, whatever its run is at.
+    # Once it is answered, nobody sees the question as open, whatever state its run is in.
     while (now := shell.status())["phases"]["pre-test"]["state"] != "rejected":
         assert now["waiting"] is None
         assert "asks" not in now["why_waiting"]

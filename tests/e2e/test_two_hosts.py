@@ -114,7 +114,7 @@ class Machines:
             "observe_seconds": 1.5,
             "slices": 8,
             "sample": 0.3,
-            # All of it shares one machine, with other tests: latency says nothing here
+            # Everything shares one machine with other tests, which disturb latencies
             "test_checks": {
                 **dict.fromkeys(("load", "latency", "failures"), "off"),
                 "rehearsal_rounds": 1,

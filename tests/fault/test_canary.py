@@ -65,7 +65,7 @@ async def test_reads_of_all_keys_are_those_of_one_server_under_writes(
     stop = asyncio.Event()
     three = redis.Redis(port=ports[1], protocol=3)
     reading = [asyncio.create_task(_read(client, stop)) for client in (local.app(), three)]
-    # What live sync never hears of: the follower has another value than the authority, for good.
+    # Live sync never sees this: the follower keeps another value than the authority.
     local.servers[Side.SOURCE].client().set("past-the-gateways", "new")
     local.servers[Side.TARGET].client().set("past-the-gateways", "old")
     for percent in (1, 5, 25, 100):

@@ -464,7 +464,7 @@ async def test_a_fault_during_backfill_and_live_sync_loses_nothing(
             failed_over = moved or bool(await read_failovers(local.store))
             return failed_over and (await read_topologies(local.store))[side].epoch > 1
 
-        # One that is undone between two looks of the watch is not told.
+        # The watch does not report a change that is undone between two of its looks.
         await until(told, within_s=10, otherwise="nobody tells of the fault")
         if fault != "kill":
             await getattr(faults, fault)()

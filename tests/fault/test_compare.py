@@ -77,7 +77,7 @@ async def test_runs_accumulate_until_their_evidence_is_too_old(local: LocalMigra
     local.plan = local.plan.model_copy(update={"evidence_hours_max": 1.0})
     store, names = local.store, local.store.keys
     now_ms = await store.now_ms()
-    judged = {1: range(500), 2: range(100), 3: range(50, 150)}  # by the salt of a run
+    judged = {1: range(500), 2: range(100), 3: range(50, 150)}  # the seed of a run differs
     for salt, keys in judged.items():
         await answered(store.client.pfadd(names.judged(salt), *[f"k{number}" for number in keys]))
     for salt, age_ms in ((1, 2 * 3_600_000), (2, 60_000)):

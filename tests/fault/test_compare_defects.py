@@ -285,7 +285,7 @@ async def test_keys_that_a_script_does_not_declare(local: LocalMigration) -> Non
         await app.get("k")
         await row_of(local, "GET", "equal")
         await app.eval("return redis.call('SET', 'k', 'by a script')", 0)
-        await asyncio.sleep(1)  # the gateway tells its counters twice a second
+        await asyncio.sleep(1)  # the gateway reports its counters twice a second
         await app.get("k")
         await _one_cause(local, "k", "GET", Cause.UNDECLARED)
 

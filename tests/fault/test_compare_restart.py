@@ -87,7 +87,7 @@ async def test_a_key_that_differed_when_the_comparer_was_killed_is_found(
         await quiet(local)
         target.set("k", "stale")
         await app.get("k")
-        await row_of(local, "GET", "compared", 2)  # it waits to be asked again
+        await row_of(local, "GET", "compared", 2)  # it waits for its second look
 
         async def kept() -> bool:
             raw = await answered(local.store.client.get(local.store.keys.sampling))

@@ -42,7 +42,7 @@ async def test_commands_of_several_keys_are_sampled_by_their_first(local: LocalM
         app = local.app()
         assert await app.mget("in:a", "out:b") == [b"1", b"2"]
         await row_of(local, "MGET", "equal")
-        source.set("out:b", 22)  # nobody tells the comparer
+        source.set("out:b", 22)  # no journal entry reaches the comparer
         assert await app.mget("in:a", "out:b") == [b"1", b"22"]
         await row_of(local, "MGET", "equal", 2)
         await app.sinter("in:s", "out:s")

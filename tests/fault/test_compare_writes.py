@@ -28,7 +28,7 @@ from tests.support.wait import until
 
 pytestmark = pytest.mark.fault
 
-# What makes the key, and the write whose reply is compared
+# The command that makes the key, and the write whose reply is compared
 WRITES = [
     ("SET {k} 10", "INCR {k}"),
     ("SET {k} 10", "DECRBY {k} 3"),

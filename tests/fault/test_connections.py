@@ -116,7 +116,7 @@ async def test_connections_that_come_and_go_leave_nothing(
     def come_and_go() -> None:
         for number in range(ROUND):
             sock = _asked(local.port)
-            if number % 3:  # the others leave without waiting for their answer
+            if number % 3:  # the others close without waiting for their answer
                 assert sock.recv(16) == PONG
             sock.close()
 

@@ -24,7 +24,7 @@ from tests.support.wait import until
 pytestmark = pytest.mark.fault
 FLOOD = 900_000 if FULL else 150_000
 HALF_A_SET = b"*3\r\n$3\r\nSET\r\n$4\r\nhalf\r\n$1000000\r\n" + b"x" * 200_000
-# What nobody may do without a login; each once opened a gap, or raised.
+# Refused without a login. Each once opened a gap, or raised.
 STRANGE = [
     b"SET a b\0\r\n",
     b"*2\r\n$4\r\nINCR\0\0",

@@ -331,7 +331,7 @@ class TestReplicationStream(_OfTheAuthority):
 async def test_a_server_that_would_have_to_save_everything_is_refused(
     make_server: Callable[..., DatabaseServer],
 ) -> None:
-    # Its own: one that ever had a replica has a backlog, and need not save anything
+    # Another server: one that ever had a replica has a backlog, and need not save
     redis62 = make_server(ServerKind.REDIS_62)
     with pytest.raises(DecisionRefused, match="cannot be the change feed"):
         await replication.check_allowed(Endpoint(Side.SOURCE, redis62.address()))

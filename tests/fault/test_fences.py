@@ -452,7 +452,7 @@ async def test_a_migration_is_finalised_behind_each_fence(
 ) -> None:
     _plan(pair, source=kind)
     await _ready(pair)
-    # A source that once had a replica counts on: what its last state is read by may not write
+    # A source that ever had a replica advances its offset: reading its last state must not write
     if kind == "acl":
         with socket.create_connection(
             ("127.0.0.1", pair.servers[Side.SOURCE].port), timeout=10

@@ -99,7 +99,7 @@ async def test_a_target_that_comes_back_empty_is_filled_again_while_writes_go_on
         await local.drained()
         assert (await local.verify()).divergences == []
         fresh = await freshness.read_freshness(local.store, local.plan.partitions)
-        assert fresh.pass_age_s is not None  # the comparison counts as the verification that it is
+        assert fresh.pass_age_s is not None  # the comparison counts as a verification
         await switch.apply(local.store, local.plan, Side.TARGET)
         assert await local.app().get("k1") == b"1"
     finally:

@@ -31,7 +31,9 @@ from tests.support.servers import DatabaseServer
 from tests.support.wait import until
 
 pytestmark = pytest.mark.fault
-_CLOCK_MS = 2  # what two readings of a server's clock may be apart from what it counts with
+_CLOCK_MS = (
+    2  # two readings of a server's clock may differ by this from the clock that it expires by
+)
 
 
 @pytest_asyncio.fixture

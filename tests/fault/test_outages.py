@@ -81,7 +81,7 @@ async def test_a_gateway_that_was_killed_journals_its_intents_at_its_next_start(
     log = IntentLog(tmp_path / "gw-1", missed.append)
     log.append([(0, b"forwarded"), (2, b"too")], None)
     assert not missed
-    del log  # as by kill -9: nothing was flushed, closed or said
+    del log  # as by kill -9: nothing was flushed, closed or reported
     await local.gateway("gw-1")
 
     async def there() -> bool:

@@ -191,7 +191,7 @@ def test_what_is_played_is_what_was_observed(
     with redis82.client() as client:
         assert client.keys("*") == [b"precious"]
 
-    # What was played begins when the preparation is answered: MULTI is not prepared with
+    # Playing begins when the preparation is answered: the preparation has no MULTI
     first = [
         at for at, frame in recorder.packets if b"exodus:load:" in frame and b"GET\r\n" in frame
     ]

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.fault
 _SWITCHES = 20 if FULL else 6
 _SETTLE_S = 0.3
 _TIMES = 2.0  # how far the two may be apart
-# Of few stalls on a loaded machine the last percentile is the machine's.
+# With few stalls on a loaded machine, the last percentile measures the machine.
 _SHARE, _NOISE_MS = (0.99, 15.0) if FULL else (0.5, 30.0)
 
 

@@ -160,7 +160,7 @@ async def _agrees(local: LocalMigration, load: Load, authority: Side = Side.SOUR
         gaps = await open_gaps(local.store)
         state = f"{gaps} {syncer.heartbeat(0).why}"
         if any("are only on the" in str(gap["why"]) for gap in gaps.values()):
-            # What the authority lost and the follower has waits for a person, who says so here.
+            # Keys that only the follower has wait for a person's confirmation, given here.
             report = await reconcile(await local.engine(), "test", settle_s=0.1)
             await repair(await local.engine(), keys_of(report), remove_extra=True)
             await reconcile(await local.engine(), "test", settle_s=0.1)

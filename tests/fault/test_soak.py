@@ -72,10 +72,10 @@ class _Clients:
                     await asyncio.wait_for(reader.readexactly(wanted), 20)
                     self.acknowledged.update(keys)
                     await asyncio.sleep(0.002)
-                # And away, without waiting for the answer
+                # Disconnect without waiting for the answer
                 writer.write(encode("SET", b"s:%d:cut:%d" % (name, number), 1))
             except (OSError, asyncio.IncompleteReadError):
-                pass  # what was under way is told by the source's keys
+                pass  # the source's keys tell which writes in flight were executed
             writer.transport.abort()
 
 

@@ -133,7 +133,7 @@ async def test_large_keys_go_in_pieces_and_are_exact(
         found = await verify(engine, settle_s=0.01, attempts=2)
         assert found.divergences == []
         assert set(follower.client().keys("*")) == keys  # no staging key is left
-        await copier.sync_keys(0, sorted(keys))  # over what is there
+        await copier.sync_keys(0, sorted(keys))  # over the existing key
         assert set(follower.client().keys("*")) == keys
         target = follower.client()
         target.setrange("large string", 2_000_000, "y")

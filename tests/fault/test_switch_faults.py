@@ -34,7 +34,7 @@ SEEDS = range(int(_FIRST), int(_END))
 pytestmark = [
     pytest.mark.fault,
     pytest.mark.timeout(300 + 60 * len(SEEDS)),
-    # What coredis leaves of a connection that was lost, in the long form.
+    # coredis leaves these behind when it loses a connection (long form).
     pytest.mark.filterwarnings("ignore:Unclosed <MemoryObject:ResourceWarning"),
     pytest.mark.filterwarnings(
         "ignore:Exception ignored in. <function "
@@ -183,7 +183,7 @@ async def test_switched_or_not_and_never_both(fleet: Fleet) -> None:
     application = await fleet.application(libraries=LIBRARIES if FULL else LIBRARIES[:1])
     said = [await _one(fleet, application, seed) for seed in SEEDS]
     await application.end()
-    gc.collect()  # what libraries left is not to be found in another test
+    gc.collect()  # the next test must not find what libraries left
     assert any(": switched" in line for line in said), "no switch of all came to its end"
     refused = [
         text for text in application.tally.texts if "NoPermission" in text or "stale read" in text

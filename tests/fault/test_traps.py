@@ -374,7 +374,7 @@ async def test_18_a_write_is_never_sent_twice(make_server, local: LocalMigration
 
 
 async def test_21_addresses_and_roles_pass_as_they_are(local: LocalMigration) -> None:
-    # A source that once had a replica counts its offset on by itself.
+    # A source that ever had a replica advances its offset by itself.
     await same(
         local,
         lines("ROLE", "CLUSTER INFO", "READONLY", "ASKING", "WAIT 0 1"),

@@ -56,7 +56,7 @@ async def test_one_of_two_has_the_turn_until_it_gives_it_back_or_dies(
     assert 0 < held.left_ms <= TURN_MS
     await turn.give_back(local.store, "test", first)
     assert await turn.take(local.store, "test", second) is None
-    # Nobody renews it: it ends by itself.
+    # It is not renewed, so it expires.
     await local.store.client.pexpire(local.store.keys.turn("test"), 50)
 
     async def free() -> bool:
@@ -181,7 +181,7 @@ async def test_a_block_that_was_saved_in_the_ui_is_checked_and_registered_by_the
         at_ms=await local.store.now_ms(), phase=Phase.PRE_TEST, event="decided", verdict="approve"
     )
     await phase_ledger.ledger.record(local.store, decided)
-    # What is saved while a phase goes on counts from the next one on.
+    # What is saved during a phase counts from the next phase on.
     changed = await _save(local, observe_seconds=3.0, filters={"exclude": [{"pattern": "tmp:*"}]})
     assert await asyncio.to_thread(plan_of, local.plan.name) == block.plan()
     began = await asyncio.to_thread(opening, local.plan.name, "analyze")

@@ -162,7 +162,7 @@ async def test_a_pass_can_look_at_less(local: LocalMigration, lacking: tuple[str
     engine = await local.engine()
     for facts in (engine.authority_facts, engine.follower_facts):
         facts.capabilities.update(dict.fromkeys(lacking, False))
-    await local.change(sync=False)  # nobody mends it
+    await local.change(sync=False)  # it is not repaired
     named = {(b"k2", "missing"), (b"set", "missing"), (b"stranger", "extra")}
     outlined = named | {(b"k1", "value"), (b"timed", "expiry")}
     for depth, wanted in (

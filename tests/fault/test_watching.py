@@ -370,7 +370,7 @@ def test_a_folder_that_grows_is_followed(redis82: DatabaseServer, tmp_path: Path
     first = tmp_path / "1.pcap"
     first.write_bytes(pcap(packets[:third]))
     process = capturing(str(tmp_path), redis82.port, seconds=5)
-    time.sleep(2)  # it is reading by now; what comes later is what counts
+    time.sleep(2)  # it reads by now; only later packets count
     with first.open("ab") as file:
         file.write(pcap(packets[third : 2 * third])[24:])
     (tmp_path / "2.pcap").write_bytes(pcap(packets[2 * third :]))

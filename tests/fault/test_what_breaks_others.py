@@ -59,7 +59,7 @@ async def test_a_backfill_that_was_killed_goes_on_where_it_was(
     subprocess.run(command, check=True, timeout=120)
     after = await load_progress(local.store, "run")
     assert all(slice_.done for slice_ in after.values())
-    # What was checkpointed before stands as it was, and every chunk was done once.
+    # Earlier checkpoints are unchanged, and every chunk was done once.
     rows = await load_chunks(local.store, "run")
     assert rows[: len(chunks)] == chunks
     assert (
@@ -112,7 +112,7 @@ async def test_a_verification_that_was_killed_goes_on_where_it_was(
     assert [row["key"] for row in report["divergences"]] == ["k7"]
     assert report["at_ms"] == kept.since_ms
     assert await load_pass(local.store, "test") is None
-    # It has ended: the next one is another. And one of another epoch is not gone on with.
+    # It has ended, so the next pass is a new one. A pass of another epoch is not resumed.
     target.set("k7", 7)
     assert (await reconcile(await local.engine(), "test", settle_s=0.05))["resumed"] == 0
     await save_pass(local.store, "test", kept)

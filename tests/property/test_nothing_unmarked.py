@@ -186,7 +186,7 @@ def _said(port: int, data: bytes, cuts: list[int]) -> bytes:
     with socket.create_connection(("127.0.0.1", port), timeout=10) as sock:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         places = sorted({cut % (len(data) or 1) for cut in cuts} | {0, len(data)})
-        with contextlib.suppress(OSError):  # it closed already; what it said before is still there
+        with contextlib.suppress(OSError):  # it closed already; its last reply can still be read
             for start, stop in itertools.pairwise(places):
                 sock.sendall(data[start:stop])
             sock.shutdown(socket.SHUT_WR)

@@ -177,7 +177,7 @@ class World:
                 await copier.write(0, states, BatchReport())
             except EpochEnded:
                 return
-            # A process of an old epoch marks nothing that anybody reads
+            # No process reads the marks of an old epoch
             if self.marks_overtaken and engine is self.engine:
                 await mark_overtaken(self.engine, 0, keys, positions)
 

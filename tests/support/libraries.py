@@ -34,7 +34,7 @@ from examples.shop.workload import connect
 _ANSWER_S = 60  # as redis-py waits in the shop
 _CONNECT_S = 10
 Command = list[bytes]
-glide.Logger.set_logger_config(glide.LogLevel.OFF)  # a connection that ends is what a test makes
+glide.Logger.set_logger_config(glide.LogLevel.OFF)  # the test ends connections on purpose
 
 
 class Library(Protocol):

@@ -57,7 +57,7 @@ class Recorder:
         self.calls.append(("resume_client",))
 
     def caught_up(self) -> None:
-        pass  # told after every backlog, and every test would have to repeat it
+        pass  # called after every backlog; every test would have to repeat it
 
     def unblock(self, client_id: int) -> None:
         self.calls.append(("unblock", client_id))

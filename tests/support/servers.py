@@ -65,7 +65,7 @@ class DatabaseServer:
                     client.execute_command("ACL", "SETUSER", name, "reset", *rules)
             client.flushall()
             client.script_flush()
-            client.config_resetstat()  # which modules were used is told by the counts of commands
+            client.config_resetstat()  # the counts of commands tell which modules were used
             if self.kind is not ServerKind.REDIS_62:
                 client.function_flush()
 

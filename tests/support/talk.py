@@ -6,7 +6,7 @@ import socket
 import time
 from collections.abc import Sequence
 
-_QUIET_S = 0.12  # a server on loopback that says nothing for so long has said all
+_QUIET_S = 0.12  # a server on loopback that is silent for so long has sent everything
 
 
 def converse(
@@ -28,7 +28,7 @@ def converse(
             if half_close:
                 sock.shutdown(socket.SHUT_WR)
         except (BrokenPipeError, ConnectionResetError):
-            pass  # it closed before it had read all, and what it said is still there
+            pass  # it closed before it read everything; its last reply can still be read
         while size is None or len(said) < size:
             sock.settimeout(_QUIET_S if size is None else 10)
             try:

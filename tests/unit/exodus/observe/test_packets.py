@@ -230,7 +230,7 @@ def test_replication_and_monitor_are_streams() -> None:
     assert watcher.coverage.unparsed_bytes == {}
 
 
-# What nobody can read.
+# Unreadable packets.
 
 
 @pytest.mark.parametrize("begin", [True, False])

@@ -101,7 +101,7 @@ def test_a_write_that_was_not_tried_spoils_those_around_it() -> None:
     found.wrote(_write(), {K: 1})
     found.end(_QUIET_MS)
     assert not found.steps
-    assert _reasons(found) == [histories.NOT_TRIED] * 2  # the one that was not tried is told
+    assert _reasons(found) == [histories.NOT_TRIED] * 2  # the untried one is reported
 
 
 def test_writes_of_one_key_are_one_step_in_their_order() -> None:
