@@ -50,7 +50,12 @@ from exodus.gateway.tls import TlsContexts
 from exodus.gateway.undescribed import UndescribedCommands
 from exodus.net.masters import standing
 from exodus.plan.address import Address
-from exodus.plan.bounds import HUB_DRAIN_LOOK_S, HUB_FLUSH_S, LISTENERS_BACKLOG_MAX
+from exodus.plan.bounds import (
+    HUB_DRAIN_LOOK_S,
+    HUB_FLUSH_S,
+    LISTENERS_BACKLOG_MAX,
+    STRANGERS_SHARE,
+)
 from exodus.plan.plan import Plan
 from exodus.plan.vocabulary import Side, UserRole
 from exodus.telemetry.counters import NoKeyStatistics, Telemetry
@@ -73,6 +78,7 @@ class Gateway:
         self.plan = plan
         self.options = options
         self.turns = Turns()
+        self.strangers = Turns(STRANGERS_SHARE)
         self.telemetry = Telemetry(KeySketches())
         self.tasks = BackgroundTasks("gateway")
         self.connections_ever = 0
