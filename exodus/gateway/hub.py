@@ -58,6 +58,7 @@ from exodus.plan.bounds import (
     HUB_FLUSH_S,
     LISTENERS_BACKLOG_MAX,
     MOVE_SECONDS_MAX,
+    STRANGERS_SHARE,
 )
 from exodus.plan.plan import Plan
 from exodus.plan.vocabulary import Side, UserRole
@@ -81,6 +82,7 @@ class Gateway:
         self.plan = plan
         self.options = options
         self.turns = Turns()
+        self.strangers = Turns(STRANGERS_SHARE)
         self.telemetry = Telemetry(KeySketches())
         self.tasks = BackgroundTasks("gateway")
         self.connections_ever = 0
@@ -294,7 +296,6 @@ class Gateway:
             if connection.side is side and misplaced(self, connection):
                 connection.session.freeze()
                 self.tasks.spawn(move_within(self, connection, within_s=MOVE_SECONDS_MAX))
-        self.spare_legs.drop()
         self.route_follower.remember()
 
     def _failed_over(self, side: Side) -> None:
