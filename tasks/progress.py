@@ -61,7 +61,7 @@ class Watched(threading.Thread):
         self._log = get_run_logger()
         self._ending = threading.Event()
         self._failing = ""
-        self._told = ""
+        self._told = "done"  # shown at the end
         key = artifact_key(migration, phase, what)
         self._artifact: Any = create_progress_artifact(
             progress=0.0, key=key, description=f"{what} begins"
@@ -76,7 +76,7 @@ class Watched(threading.Thread):
         self._ending.set()
         self.join()
         if done:
-            self._show(100.0, f"{self._told} · done" if self._told else "done")
+            self._show(100.0, self._told)
 
     async def _run(self) -> None:
         while True:
@@ -103,7 +103,7 @@ class Watched(threading.Thread):
                         **({"at_ms": 0} if ended else {}),
                     },
                 )
-                self._told = progress.text.partition(" · ends in")[0].partition(" · its end")[0]
+                self._told = progress.text_when_done
                 self._log.info("%s", progress.text)
                 await asyncio.to_thread(self._show, progress.percent, progress.text)
             self._failing = ""

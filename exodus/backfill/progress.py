@@ -40,8 +40,10 @@ class Progress(ProgressSample):
     @property
     def text(self) -> str:
         """Return one line for artifact, log, and status."""
+        # The source may have more keys by now than when the work began.
+        total = max(self.keys, self.keys_total)
         parts = [
-            f"{self.what}: {self.keys:,} of {self.keys_total:,} keys, {self.percent:.1f} %",
+            f"{self.what}: {self.keys:,} of {total:,} keys, {self.percent:.1f} %",
             *([f"{self.payload_bytes / 1e6:,.1f} MB"] if self.payload_bytes else []),
             f"{self.keys_per_s:,.0f} keys/s",
             *([f"{self.bytes_per_s / 1e6:,.1f} MB/s"] if self.payload_bytes else []),
@@ -49,6 +51,12 @@ class Progress(ProgressSample):
             *([self.why] if self.why else []),
         ]
         return " · ".join(parts)
+
+    @property
+    def text_when_done(self) -> str:
+        """Return the line of work that has ended."""
+        moved = f" · {self.payload_bytes / 1e6:,.1f} MB" if self.payload_bytes else ""
+        return f"{self.what}: {self.keys:,} keys{moved} · done"
 
 
 class ProgressMeter:

@@ -170,6 +170,10 @@ def gateway(
             help="open a server that trusts this machine without a password to the network"
         ),
     ] = False,
+    advertise: Annotated[
+        str | None,
+        typer.Option(help="host that cluster clients are told (default: the plan's)"),
+    ] = None,
     listen_fd: Annotated[list[int] | None, typer.Option(hidden=True)] = None,
     log_level: LogLevelOption = "INFO",
     log_format: LogFormatOption = LogFormat.TEXT,
@@ -216,6 +220,7 @@ def gateway(
             "--client-ca-file": client_ca_file,
             "--sentinel-listen": sentinel_listen,
             "--sentinel-announce": sentinel_announce,
+            "--advertise": advertise,
         }
         shared = [
             text
@@ -260,6 +265,7 @@ def gateway(
             state_dir=root,
             host=host,
             port=port,
+            listeners=migration.plan.listener_count,
             drain_s=drain_s,
             command=command,
         ).run()
@@ -284,6 +290,7 @@ def gateway(
         sentinel_announce=sentinel_announce or "",
         connections_expected=connections,
         settle=settle,
+        advertise=advertise,
     )
     try:
         uvloop.run(serve(_store(migration), options))

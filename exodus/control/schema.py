@@ -63,6 +63,8 @@ Every key begins with `exodus:{MIGRATION}:` (the braces keep a migration in one 
         side → run id of the server that the journal speaks for
     topology         hash     gateways, syncers → everybody
         side → the master of a service, JSON: address, epoch
+    listeners        hash     gateways → gateways, cutover
+        side → which listener stands for which node, JSON
     failovers        list     gateways, syncers → status, report
         failovers of both sides, and what they may have lost, JSON
     ledger           stream   flows → preconditions
@@ -148,6 +150,7 @@ class Keys:
         self.lives = self.prefix + "lives"
         self.topology = self.prefix + "topology"
         self.failovers = self.prefix + "failovers"
+        self.listeners = self.prefix + "listeners"
         self.ledger = self.prefix + "ledger"
         self.phase = self.prefix + "phase"
         self.shadow = self.prefix + "shadow"

@@ -15,7 +15,6 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections.abc import Sequence
-from typing import Any
 
 from redis.exceptions import ConnectionError as StoreLost
 from redis.exceptions import ResponseError
@@ -97,17 +96,20 @@ class Durability:
             redis.exceptions.RedisError, OSError, TimeoutError: the store is away or too slow.
         """
         until = self._acknowledged
-        async with self._store.client.client() as one:
-            # A server has one AOF, so this write is fsynced after all writes before it.
-            await answered(one.set(self._store.keys.fsync(self.process), until, ex=60))
-            try:
-                done: Any = await answered(
-                    one.execute_command("WAITAOF", 1, 0, DURABILITY_FSYNC_MS)
-                )
-            except ResponseError:
-                await asyncio.sleep(DURABILITY_INTENTS_KEPT_S)
-                done = [1]
-            found = await answered(one.hget(self._store.keys.acknowledged, self.process))
+        # WAITAOF waits for the writes of its own connection. A server has one AOF, so this write is
+        # fsynced after all writes before it. A pipeline gives its connection back however often
+        # its task is cancelled; redis-py's client of one connection does not.
+        pipeline = self._store.client.pipeline(transaction=False)
+        pipeline.set(self._store.keys.fsync(self.process), until, ex=60)
+        pipeline.execute_command("WAITAOF", 1, 0, DURABILITY_FSYNC_MS)
+        pipeline.hget(self._store.keys.acknowledged, self.process)
+        written, done, found = await answered(pipeline.execute(raise_on_error=False))
+        for reply in (written, found):
+            if isinstance(reply, ResponseError):
+                raise reply
+        if isinstance(done, ResponseError):  # Redis 7.0 and earlier
+            await asyncio.sleep(DURABILITY_INTENTS_KEPT_S)
+            done, found = [1], await self.found()
         if self._number(found) < until:
             raise TailLost(found)
         if int(done[0]) < 1:

@@ -36,3 +36,4 @@ class GatewayOptions:
     sentinel_announce: str = ""  # HOST:PORT to name as the master; empty: where it was reached
     connections_expected: int = 0  # checked against the server's maxclients at the start
     settle: Settle | None = None
+    advertise: str | None = None  # host that cluster clients are told, in place of the plan's

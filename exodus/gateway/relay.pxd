@@ -12,10 +12,12 @@ cdef class Connection
 cdef class Turns:
     cdef object _waiting
     cdef bint _scheduled
+    cdef double _rests_s
 
     cpdef add(self, Connection connection)
     @cython.locals(connection=Connection, ends=double)
     cpdef _run(self)
+    cpdef _rested(self)
 
 cdef class LegProtocol:
     cdef public Connection owner
@@ -32,18 +34,24 @@ cdef class Connection:
     cdef public Orders orders
     cdef public Session session
     cdef public LegProtocol leg
+    cdef public int listener
+    cdef public object moving
+    cdef public Turns turns
     cdef public bint client_gone
     cdef public str host
     cdef object _loop, _connecting
     cdef public bint full
-    cdef bint _paused_by_session, _paused_by_leg, _ended, _eof_waits, _in_turns
+    cdef bint _paused_by_session, _paused_by_leg, _ended, _eof_waits
     cdef list _early
     cdef bytes _rest, _shown, _shown_name
-    cdef Py_ssize_t _rest_at
+    cdef Py_ssize_t _rest_at, _free_bytes
 
     cpdef data_received(self, bytes data)
     @cython.locals(session=Session)
     cdef _read(self, bytes data)
+    cpdef bint is_stranger(self)
+    cdef bint _spends(self, Py_ssize_t size)
+    cpdef let_in(self)
     cpdef take_turn(self)
     @cython.locals(leg=LegProtocol)
     cpdef to_server(self, bytes data)

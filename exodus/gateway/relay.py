@@ -21,6 +21,7 @@ from exodus.gateway.canary_reads import CanaryRead
 from exodus.gateway.logins import Logins
 from exodus.gateway.orders import Orders
 from exodus.gateway.session.effects import Unanswered
+from exodus.gateway.session.leg import Dialect
 from exodus.gateway.session.machine import Session
 from exodus.net.connect import open_protocol
 from exodus.plan.address import Address
@@ -28,6 +29,8 @@ from exodus.plan.bounds import (
     CONNECT_TIMEOUT_S,
     PIPELINE_MAX,
     SHADOW_CLIENT_BYTES_MAX,
+    STRANGER_FREE_BYTES,
+    STRANGERS_WAITING_MAX,
     TURN_BYTES,
     TURN_BYTES_BUSY,
     TURN_REQUESTS,
@@ -45,16 +48,27 @@ class Hub(Protocol):
 
     connections: set[Connection]
     turns: Turns
+    strangers: Turns
 
     def orders_for(self, name: bytes) -> Orders:
         """Return the orders for a client name: a rehearsal's sessions follow their own."""
 
-    def address(self, side: Side) -> Address:
-        """Return the address of a side: of its master of now.
+    def address(self, side: Side, listener: int) -> Address:
+        """Return the address to which sessions of a listener connect: of a side's master of now, or
+        of the cluster's node for which the listener stands.
 
         Raises:
             OSError: no master is known.
         """
+
+    def dialect(self, side: Side) -> Dialect:
+        """Return what a side's servers say that a session must read."""
+
+    def told_error(self, connection: Connection, head: bytes) -> bytes:
+        """See `Outlet.told_error`."""
+
+    def told_reply(self, connection: Connection, word: bytes, frame: bytes) -> bytes:
+        """See `Outlet.told_reply`."""
 
     def tls(self, side: Side) -> ssl.SSLContext | None:
         """Return the TLS context towards a side; None: no TLS."""
@@ -82,8 +96,11 @@ class Hub(Protocol):
     ) -> None:
         """See `Outlet.ask_follower`."""
 
-    def unblock(self, side: Side, client_id: int) -> None:
-        """See `Outlet.unblock`."""
+    def as_cluster(self, connection: Connection, args: list[bytes], protocol: int) -> bytes:
+        """See `Outlet.as_cluster`."""
+
+    def unblock(self, side: Side, address: Address | None, client_id: int) -> None:
+        """See `Outlet.unblock`; `address` is that of the leg's server."""
 
     def settled(self) -> None:
         """See `Outlet.settled`."""
@@ -95,8 +112,8 @@ class Hub(Protocol):
         the authority any more.
         """
 
-    def spare_leg(self, side: Side) -> LegProtocol | None:
-        """Return a leg to a side that was made beforehand, or None."""
+    def spare_leg(self, side: Side, listener: int) -> LegProtocol | None:
+        """Return a leg that was made beforehand for a session of a listener, or None."""
 
     def closed(self, why: str) -> None:
         """Count a session that the gateway itself ended."""
@@ -105,14 +122,22 @@ class Hub(Protocol):
 class Turns:
     """The connections that have more to read than one turn; first come, first served.
 
-    Each pass of the event loop gives them `TURNS_S` together, and reads the requests of all other
-    clients in between. So the delay of those does not grow with the number of clients that send
-    more than the gateway can read.
+    Each pass gives them `TURNS_S` together, and reads the requests of all other clients in between.
+    So the delay of those does not grow with the number of clients that send more than the gateway
+    can read.
+
+    Args:
+        share: the part of the process's time that these connections may take. 1: each pass of the
+            event loop is one of theirs.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, share: float = 1.0) -> None:
         self._waiting: deque[Connection] = deque()
         self._scheduled = False
+        self._rests_s = TURNS_S / share - TURNS_S
+
+    def __len__(self) -> int:
+        return len(self._waiting)
 
     def add(self, connection: Connection) -> None:
         """Give a connection its next turn, behind all that are waiting."""
@@ -126,11 +151,21 @@ class Turns:
         waiting = self._waiting
         while waiting:
             connection = waiting.popleft()
-            connection.take_turn()
+            if connection.turns is self:
+                connection.take_turn()
             if monotonic() >= ends:
                 break
-        if waiting:
+        if self._rests_s:
+            # Also when nobody waits: who comes next waits for the end of the rest.
+            asyncio.get_running_loop().call_later(self._rests_s, self._rested)
+        elif waiting:
             asyncio.get_running_loop().call_soon(self._run)
+        else:
+            self._scheduled = False
+
+    def _rested(self) -> None:
+        if self._waiting:
+            self._run()
         else:
             self._scheduled = False
 
@@ -166,6 +201,8 @@ class LegProtocol:
                 return
             if owner.full:
                 owner.answered()
+            if owner.turns is not None:
+                owner.let_in()
             if owner.session.state.name and owner.session.orders is owner.orders:
                 owner.follow(owner.session)
             return
@@ -205,8 +242,10 @@ class Connection:
     An `asyncio.Protocol` in all but name, like `LegProtocol`.
     """
 
-    def __init__(self, hub: Hub) -> None:
+    def __init__(self, hub: Hub, listener: int = 0) -> None:
         self.hub = hub
+        self.listener = listener  # by which the client came
+        self.moving: asyncio.Event | None = None  # set when a move of this session is over
         self.orders = hub.orders_for(b"")
         self.session = Session(self, self.orders)
         self.side = self.orders.authority
@@ -225,7 +264,8 @@ class Connection:
         self._paused_by_leg = False
         self._rest = b""  # bytes of the client for its next turn
         self._rest_at = 0  # read up to here
-        self._in_turns = False  # it waits for its next turn
+        self.turns: Turns | None = None  # where it waits for its next turn
+        self._free_bytes = STRANGER_FREE_BYTES  # that it may still send without a login
         self._shown_name: bytes | None = None  # the client's name in `_shown`
         self._shown = b""  # who it is, for the comparer
         self.full = False  # it has too many unanswered requests
@@ -247,8 +287,8 @@ class Connection:
         while True:
             side = self.orders.authority
             try:
-                leg = await open_leg(self.hub, side, owner=self)
-                stands = leg.address == self.hub.address(side)
+                leg = await open_leg(self.hub, side, self.listener, owner=self)
+                stands = leg.address == self.hub.address(side, self.listener)
             except (OSError, TimeoutError) as exc:
                 # As with a server that is down: the client's connection ends.
                 log.debug("no leg to the %s: %s", side, exc)
@@ -264,7 +304,8 @@ class Connection:
         if self.client_gone:
             self.drop_leg()
             return
-        self.session.log_in(self.hub.logins(side, self.orders), monotonic())
+        logins = self.hub.logins(side, self.orders)
+        self.session.log_in(logins, monotonic(), self.hub.dialect(side))
         early, self._early = self._early, []
         if early:
             self.data_received(b"".join(early))
@@ -278,10 +319,22 @@ class Connection:
             self._rest
             or len(data) > _TURN_BYTES_BUSY
             or self.session.requests.turn > _TURN_REQUESTS
+            or (self.orders.login_needed and self._spends(len(data)))
         ):
             self._take_turns(data)
         else:
             self._read(data)
+
+    def is_stranger(self) -> bool:
+        """Tell whether the client has no login, and the authority asks for one."""
+        return self.orders.login_needed and not self.session.parts.leg.logged_in
+
+    def _spends(self, size: int) -> bool:
+        """Tell whether a stranger sent more than a login takes; `size` is what it sends now."""
+        if self.session.parts.leg.logged_in:
+            return False
+        self._free_bytes -= size
+        return self._free_bytes <= 0
 
     def _take_turns(self, data: bytes) -> None:
         """Read bytes in turns, with other clients in between."""
@@ -294,28 +347,46 @@ class Connection:
         self._rest_at = 0
         if len(self._rest) > _TURN_BYTES:
             self._pause_reading()
-        self._wait_for_turn()
+        self.wait_for_turn()
 
-    def _wait_for_turn(self) -> None:
-        if not self._in_turns:
-            self._in_turns = True
-            self.hub.turns.add(self)
+    def wait_for_turn(self) -> None:
+        """Wait for the next turn, unless the connection waits already."""
+        if self.turns is not None:
+            return
+        hub = self.hub
+        if not self.is_stranger() or self._free_bytes > 0:
+            self.turns = hub.turns
+        elif len(hub.strangers) < STRANGERS_WAITING_MAX:
+            self.turns = hub.strangers
+        else:
+            self.close("too many clients without a login")
+            return
+        self.turns.add(self)
+
+    def let_in(self) -> None:
+        """Wait among the clients with a login, if the session has one by now."""
+        if self.turns is self.hub.strangers and not self.is_stranger():
+            self.turns = None
+            self.wait_for_turn()
 
     def take_turn(self) -> None:
         """Read the next part of the bytes; `Turns` calls it."""
-        self._in_turns = False
+        self.turns = None
         if self.full or self.client_gone:
             return  # `answered` continues
         at, size = (
             self._rest_at,
             _TURN_BYTES_BUSY if self.session.requests.turn > _TURN_REQUESTS else _TURN_BYTES,
         )
+        if self.is_stranger():
+            size = self._free_bytes if self._free_bytes > 0 else _TURN_BYTES_BUSY
+            self._free_bytes -= size
         self._rest_at = at + size
         self._read(self._rest[at : at + size])
         if self.client_gone:
             return
         if self._rest_at < len(self._rest):
-            self._wait_for_turn()
+            self.wait_for_turn()
             return
         self._rest, self._rest_at = b"", 0
         self._resume()
@@ -342,7 +413,7 @@ class Connection:
             if not self._rest:
                 self._resume()
             else:
-                self._wait_for_turn()
+                self.wait_for_turn()
 
     def _pause_reading(self) -> None:
         if self.client is not None and not self.client_gone:
@@ -483,7 +554,17 @@ class Connection:
         self._resume()
 
     def unblock(self, client_id: int) -> None:
-        self.hub.unblock(self.side, client_id)
+        address = self.leg.address if self.leg is not None else None
+        self.hub.unblock(self.side, address, client_id)
+
+    def told_error(self, head: bytes) -> bytes:
+        return self.hub.told_error(self, head)
+
+    def as_cluster(self, args: list[bytes], protocol: int) -> bytes:
+        return self.hub.as_cluster(self, args, protocol)
+
+    def told_reply(self, word: bytes, frame: bytes) -> bytes:
+        return self.hub.told_reply(self, word, frame)
 
     def settled(self) -> None:
         if self.may_be_idle is not None:
@@ -507,13 +588,13 @@ class Connection:
         self.drop_leg()
 
 
-async def open_leg(hub: Hub, side: Side, *, owner: Connection | None) -> LegProtocol:
-    """Connect to a side.
+async def open_leg(hub: Hub, side: Side, listener: int, *, owner: Connection | None) -> LegProtocol:
+    """Connect to a side, for a session of a listener.
 
     Raises:
         OSError, TimeoutError: it does not take the connection.
     """
     leg = LegProtocol(owner)
-    leg.address = hub.address(side)
+    leg.address = hub.address(side, listener)
     await open_protocol(leg.address, hub.tls(side), lambda: cast("asyncio.Protocol", leg))
     return leg

@@ -46,7 +46,7 @@ def heartbeat(gateway: Gateway, at_ms: int) -> GatewayHeartbeat:
         at_ms=at_ms,
         epoch=gateway.route_follower.applied,
         state=_state(gateway),
-        why=gateway.store_state.why_away or gateway.topology.why,
+        why=gateway.store_state.why_away or gateway.topology.why or gateway.nodes.why,
         facts=GatewayFacts(
             authority=str(main.orders.authority),
             connections=len(gateway.connections),
@@ -73,6 +73,8 @@ def heartbeat(gateway: Gateway, at_ms: int) -> GatewayHeartbeat:
             shadow_dropped=gateway.shadow_stream.dropped,
             shadow_left_out=_left_out(main.orders),
             task_failures=gateway.tasks.failures,
+            listeners=gateway.nodes.versions,
+            nodes_without_listener=sum(gateway.nodes.missing.values()),
         ),
     )
 
@@ -149,6 +151,7 @@ def metrics(gateway: Gateway) -> Iterable[Sample]:
     yield from _canary_metrics(gateway)
     yield from _redirect_metrics(gateway)
     yield from _face_metrics(gateway)
+    yield from _node_metrics(gateway)
     for name, count in _names(gateway.connections).items():
         yield (
             "exodus_gateway_named_connections",
@@ -207,6 +210,31 @@ def _process_metrics(gateway: Gateway) -> Iterable[Sample]:
             "sessions that could not be carried over",
             {"why": why},
             count,
+        )
+
+
+def _node_metrics(gateway: Gateway) -> Iterable[Sample]:
+    nodes = gateway.nodes
+    for kind, count in nodes.redirects.items():
+        yield (
+            "exodus_gateway_cluster_redirects_total",
+            "redirects of a cluster's nodes that clients were given",
+            {"kind": kind},
+            count,
+        )
+    for why, count in nodes.untold.items():
+        yield (
+            "exodus_gateway_untold_nodes_total",
+            "replies in which a node of a cluster could not be named",
+            {"why": why},
+            count,
+        )
+    for side, missing in nodes.missing.items():
+        yield (
+            "exodus_gateway_nodes_without_listener",
+            "nodes of a cluster for which no listener is left",
+            {"side": str(side)},
+            missing,
         )
 
 

@@ -21,6 +21,9 @@ UNKNOWN_BYTES_MAX = 4 * 1024 * 1024  # The arguments of those requests.
 TURN_BYTES = 64 * 1024  # Bytes of one client, before the others have their turn.
 TURN_BYTES_BUSY = 4 * 1024  # The same for a client that sends many requests in them.
 TURN_REQUESTS = 100  # More requests than this in one turn are many.
+STRANGER_FREE_BYTES = 1024  # A client may send these without a login before it takes turns.
+STRANGERS_SHARE = 0.05  # All clients without a login share this much of a gateway's time.
+STRANGERS_WAITING_MAX = 500  # Clients without a login that take turns. More are closed.
 TURNS_S = 0.001  # All clients that need several turns share this much of a pass of the loop.
 
 # The journal, the spool, and the intent log.
@@ -425,7 +428,10 @@ JOURNALER_ROTATE_BYTES = 64 * 1024  # a smaller segment is not rotated
 # exodus/gateway/listeners.py
 # Connections that wait to be accepted. The kernel caps the number at net.core.somaxconn.
 LISTENERS_BACKLOG_MAX = 4096
-LISTENERS_FDS_MAX = 64  # sockets that a predecessor can hand over
+LISTENERS_FDS_MAX = 2_048  # sockets that a predecessor can hand over
+LISTENERS_FDS_AT_ONCE = 200  # of them in one message: the kernel takes 253
+LISTENERS_MAX = 64  # nodes of a cluster that one gateway stands for
+PORT_MAX = 65_535
 LISTENERS_TAKEOVER_S = 30  # a successor may take so long
 LISTENERS_ASK_S = 5  # to ask a predecessor
 

@@ -325,6 +325,11 @@ class Plan(Options):
         clusters = [side for side in Side if isinstance(self.address(side), Cluster)]
         if not clusters:
             return self
+        if len(clusters) == len(Side) and self.gateway.facade is not None:
+            raise ValueError(
+                "gateway.facade with source.cluster and target.cluster: both sides are clusters; "
+                "leave gateway.facade away"
+            )
         named = f"{clusters[0]}.cluster"
         if self.strategy is not CopyStrategy.KEYS:
             raise ValueError(
@@ -335,6 +340,11 @@ class Plan(Options):
             raise ValueError(
                 f"cutover: {self.cutover} with {named}: the gateway does not speak the cluster "
                 "protocol yet; set cutover: own and move the applications by means of your own"
+            )
+        if self.canary.steps:
+            raise ValueError(
+                f"canary.steps with {named}: canary reads go to one server, and a cluster has "
+                "several; leave canary away"
             )
         if self.feed is Feed.GATEWAY:
             raise ValueError(
@@ -386,6 +396,12 @@ class Plan(Options):
         """Return whether the phases before Migrate can be run: they read traffic for one server."""
         return not any(isinstance(self.address(side), Cluster) for side in Side)
 
+    @property
+    def listener_count(self) -> int:
+        """Return how many listeners a gateway has: one, or one a node of a cluster."""
+        clusters = any(isinstance(self.address(side), Cluster) for side in Side)
+        return self.gateway.listeners if clusters else 1
+
     def address(self, side: Side) -> Place:
         """Return the address of one side."""
         return self.source if side is Side.SOURCE else self.target
@@ -418,4 +434,5 @@ class Plan(Options):
             if login is not None
             else {}
         )
-        return Address(**self.gateway.model_dump(), **more)
+        gateway = self.gateway.model_dump(include=set(Address.model_fields))
+        return Address(**gateway, **more)

@@ -1,5 +1,5 @@
-"""The commands of docs/operating/by-hand.md as they are written: each part started by hand, on a
-machine of its own.
+"""The commands of docs/operating/by-hand.md, as written: each part is started by hand, on a machine
+of its own.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ PORTS = (6379, 6380, 6381, 6400, 4200)
 
 
 def commands() -> str:
-    """All that the page says to type."""
+    """All commands of the page."""
     text = (project_root() / "docs" / "operating" / "by-hand.md").read_text()
     return "\n".join(re.findall(r"```sh\n(.*?)```", text, re.DOTALL))
 
 
 @pytest.fixture
 def machine(tmp_path: Path) -> Iterator[tuple[Host, dict[int, int]]]:
-    """A machine with a source and a target; the ports of the page, or others where the tests'
+    """A machine with a source and a target, with the page's ports, or with others where the test
     machine has no namespaces.
     """
     with network("host") as net:

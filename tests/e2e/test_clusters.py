@@ -31,7 +31,7 @@ def place(box: ClusterBox) -> dict[str, object]:
 
 
 def write(box: ClusterBox, stop: threading.Event) -> None:
-    """An application's writes, again after an error."""
+    """Write as an application does: try again after an error."""
     number = 0
     with box.client() as client:
         while not stop.wait(0.005):

@@ -50,8 +50,8 @@ def _crash_a_rollback(operator: Operator) -> None:
 
 
 def _is_not_finalised_beside_a_failed_rollback(operator: Operator) -> None:
-    """Neither by the command line, nor by the form in the UI: an approval would close the way back
-    that somebody asked for.
+    """Neither the command line nor the form in the UI finalises: an approval would close the way
+    back that somebody asked for.
     """
     asked = operator.waiting("commit", "finalise", within_s=150)
     _crash_a_rollback(operator)

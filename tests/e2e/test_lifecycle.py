@@ -44,7 +44,7 @@ _CLOSE = "remove the applications' rule from security group sg-1"
 _FENCE = {
     "source": "provider",
     "source_instruction": _CLOSE,
-}  # a person's word for the cutover; for the way back the strongest that the target allows
+}  # for the cutover a person's confirmation; for the rollback the strongest that the target allows
 _CANARY = {
     "steps": [5, 100],
     "seconds": 1.0,
@@ -100,8 +100,8 @@ class Operator:
         )
 
     def form(self, asked: dict, number: int) -> tuple[str, dict]:
-        """What the UI renders of a decision that is asked for the `number`-th time: the words above
-        the form, and the form's fields.
+        """Return what the UI renders of the `number`-th question of a decision: the text above the
+        form, and its fields.
         """
         details: dict = {}
 
@@ -222,7 +222,9 @@ async def _backfilled(file: MigrationFile) -> tuple[int, bool]:
 
 
 def _cannot_be_approved(operator: Operator, asked: dict) -> None:
-    """A required check of Test fails: the form says so, and whoever approves is asked again."""
+    """A required check of Test fails: the form says so, and a person who approves is asked
+    again.
+    """
     words, _ = operator.form(asked, 1)
     assert "REQUIRED CHECK(S) FAIL: this cannot be approved" in words
     assert "setting maxmemory" in words
@@ -240,8 +242,9 @@ def _cannot_be_approved(operator: Operator, asked: dict) -> None:
 
 
 def _close_the_way_and_say_so(operator: Operator) -> None:
-    """A fence that only a person can put up, through the calls of the UI: the form shows what to
-    do, and nothing is switched before it is said.
+    """A fence that only a person can put up, through the calls of the UI.
+
+    The form shows what to do. Nothing is switched before the person confirms it.
     """
     asked = operator.waiting("commit", "cutover")
     words, fields = operator.form(asked, 1)
@@ -596,8 +599,8 @@ def test_a_second_up_starts_what_has_ended(operator: Operator) -> None:
 
 
 def test_a_run_that_could_not_write_its_end_is_shown_as_failed(operator: Operator) -> None:
-    """A rollback dies while it opens, since the control store is away; the phases' own words say
-    nothing of it.
+    """A rollback dies while it opens, since the control store is away. The phases' records do not
+    mention it.
     """
     (store,) = [entry for entry in operator.home.running() if entry.name == "control_store"]
     process = store.process()

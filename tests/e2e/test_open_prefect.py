@@ -1,4 +1,4 @@
-"""A Prefect that anybody may use is told from one that asks for a login."""
+"""A Prefect that anybody may use is distinguished from one that asks for a login."""
 
 from __future__ import annotations
 

@@ -64,7 +64,7 @@ class Shell:
         )
 
     def said(self, *arguments: str) -> str:
-        """What a command printed that did what it was asked for."""
+        """Run a command that must succeed; return its output."""
         done = self.run(*arguments)
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
@@ -81,7 +81,7 @@ class Shell:
         return asyncio.run(read_status(self.file, self.api))
 
     def waits(self, phase: str, within_s: float = 90) -> dict:
-        """Wait until a phase asks; its state."""
+        """Wait until a phase asks; return its state."""
 
         def asks() -> bool:
             now = self.status()
@@ -92,7 +92,7 @@ class Shell:
         return self.status()["waiting"]
 
     def becomes(self, phase: str, state: str, within_s: float = 60) -> dict:
-        """Wait until a phase is in a state; the whole status then."""
+        """Wait until a phase is in a state; return the whole status."""
         found: dict = {}
 
         def there() -> bool:
@@ -103,7 +103,7 @@ class Shell:
         return found
 
     def asking(self, phase: str) -> dict:
-        """Have a phase ask, whatever it did before; its state."""
+        """Have a phase ask, whatever it did before; return its state."""
         if (self.status()["waiting"] or {}).get("phase") != phase:
             self.said(
                 "start",
@@ -128,8 +128,8 @@ def shell(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shell]:
 
 @pytest.fixture(scope="module")
 def traffic(shell: Shell) -> Iterator[threading.Event]:
-    """An application that writes and reads a few keys through the gateway, unless it is told to
-    rest.
+    """An application that writes and reads a few keys through the gateway, except while it
+    rests.
     """
     stop, rest, port = threading.Event(), threading.Event(), shell.file.plan.gateway.port
 
@@ -151,15 +151,13 @@ def traffic(shell: Shell) -> Iterator[threading.Event]:
 def test_a_phase_runs_wherever_the_stack_was_started(
     shell: Shell, traffic: threading.Event
 ) -> None:
-    """Flows are found by their module: neither `$PWD` nor the working directory of anybody
-    matters.
-    """
+    """Flows are found by their module: neither `$PWD` nor a working directory matters."""
     asked = shell.asking("pre-test")
     assert asked["question"] == "Can Exodus observe representative traffic safely?"
 
 
 def test_a_run_that_crashed_before_it_began_is_shown_with_its_reason(shell: Shell) -> None:
-    """Nothing of it is in the control store, since its flow was never found."""
+    """The control store knows nothing of the run, since its flow was never found."""
     api = shell.api
     deployment = api._call("GET", "/deployments/name/analyze/exodus").json()["id"]
     api._call("PATCH", f"/deployments/{deployment}", json={"entrypoint": "flows.nowhere.analyze"})
@@ -212,7 +210,7 @@ def test_the_summary_is_shown_before_an_answer_is_taken(
 
     done = shell.said("reject", "--why", "because it is tested")
     assert done.index("requests of") < done.index("pre-test, observe: reject")
-    # From the answer on nobody is told that the question is still asked, whatever its run is at.
+    # Once it is answered, nobody sees the question as open, whatever state its run is in.
     while (now := shell.status())["phases"]["pre-test"]["state"] != "rejected":
         assert now["waiting"] is None
         assert "asks" not in now["why_waiting"]
@@ -223,8 +221,8 @@ def test_the_summary_is_shown_before_an_answer_is_taken(
 def test_a_finding_of_compare_is_accepted_by_its_name(
     shell: Shell, traffic: threading.Event
 ) -> None:
-    """Where no sampled key was asked for, the phase failed on three rows with ERROR, and nobody
-    could accept that.
+    """No sampled key was requested. Before, the phase then failed on three rows with ERROR, and
+    nobody could accept them.
     """
     for phase in ("pre-test", "analyze"):
         shell.asking(phase)
@@ -283,7 +281,7 @@ def test_a_person_at_a_terminal_is_asked_once_more(shell: Shell, traffic: thread
 
 
 class _Failing(http.server.BaseHTTPRequestHandler):
-    """A way to Prefect that answers 500 to the `fails_at`-th write of a block."""
+    """A connection to Prefect that answers 500 to the `fails_at`-th write of a block."""
 
     upstream = ""
     writes = 0
@@ -317,11 +315,11 @@ class _Failing(http.server.BaseHTTPRequestHandler):
     do_GET = do_POST = do_PATCH = do_PUT = do_DELETE = _pass
 
     def log_message(self, *_: object) -> None:
-        """Say nothing."""
+        """Print nothing."""
 
 
 def _kept(shell: Shell, name: str) -> tuple[list[dict], bytes | None]:
-    """The blocks of a migration, and its plan in the control store."""
+    """Return the blocks of a migration, and its plan in the control store."""
     documents = shell.api._call(
         "POST", "/block_documents/filter", json={"include_secrets": True}
     ).json()
@@ -360,8 +358,9 @@ def test_with_prefect_away_nothing_is_registered(shell: Shell, tmp_path: Path) -
 
 
 def test_a_plan_is_registered_whole_or_not_at_all(shell: Shell, tmp_path: Path) -> None:
-    """Prefect fails at each write of a block in turn: for a new migration nothing is there, for a
-    registered one all is as before.
+    """Prefect fails at each write of a block in turn.
+
+    A new migration then leaves nothing behind. A registered one stays as it was.
     """
     _Failing.upstream = shell.api.url.removesuffix("/api")
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Failing)

@@ -1,5 +1,5 @@
-"""All phases through a real Prefect, with exactly the users that `exodus users` prints: nothing
-that Exodus asks of a server is refused.
+"""All phases through a real Prefect, with exactly the users that `exodus users` prints: no server
+refuses Exodus anything.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def test_every_phase_runs_with_the_users_of_its_roles(make_server, tmp_path: Pat
     files = {side: address.password_file for side, address in own.items()}
     options = {
         "observe_seconds": 2.0,
-        # A disposable server has none of these users; beside other tests its times say nothing
+        # A disposable server has none of these users, and other tests disturb its times
         "test_checks": {
             "failures": "off",
             "load_times_max": 1_000.0,

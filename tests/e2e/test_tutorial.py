@@ -1,4 +1,4 @@
-"""docs/tutorial.md, run as it is written: every block, in order, in one shell."""
+"""docs/tutorial.md, run as written: every block, in order, in one shell."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_the_tutorial_runs_as_it_is_written(make_server, tmp_path: Path) -> None
             shell.wait(_MINUTES_MAX * 60)
         finally:
             with contextlib.suppress(ProcessLookupError):
-                # What the page runs in the background, where a step failed
+                # The page's background processes, after a step that failed
                 os.killpg(shell.pid, signal.SIGKILL)
             said = log.read_text()[-6_000:]
     finally:

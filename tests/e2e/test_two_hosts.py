@@ -1,8 +1,7 @@
-"""A whole migration on two machines, a gateway, a syncer and a worker on each; one has Exodus as a
-package only.
+"""A whole migration on two machines, with a gateway, a syncer and a worker on each.
 
-Every phase begins on one machine and is gone on with on the other after the answer. The first
-machine's worker stands still meanwhile, as if it were gone.
+One machine has Exodus as a package only. Every phase begins on one machine, and continues on the
+other after the answer. Meanwhile the first machine's worker stands still, as if it were gone.
 """
 
 from __future__ import annotations
@@ -48,7 +47,7 @@ _SAID = {"decision": "approve", "decided_by": "the test", "why": "because it is 
 
 
 class Application:
-    """Counts in a key of its own through one gateway, and remembers what was acknowledged."""
+    """Counts in a key of its own through one gateway, and notes what was acknowledged."""
 
     def __init__(self, address: str, name: str) -> None:
         self._client = redis.Redis(host=address, port=PORT, single_connection_client=True)
@@ -76,7 +75,7 @@ class Application:
 
 
 class Machines:
-    """The servers and Prefect here, the data plane and a worker on each of two hosts."""
+    """The servers and Prefect on this machine; the data plane and a worker on each of two hosts."""
 
     def __init__(
         self, net: Network, servers: list[DatabaseServer], folder: Path, package: Path
@@ -115,7 +114,7 @@ class Machines:
             "observe_seconds": 1.5,
             "slices": 8,
             "sample": 0.3,
-            # All of it shares one machine, with other tests: latency says nothing here
+            # Everything shares one machine with other tests, which disturb latencies
             "test_checks": {
                 **dict.fromkeys(("load", "latency", "failures"), "off"),
                 "rehearsal_rounds": 1,
@@ -136,7 +135,7 @@ class Machines:
         self._wait = lambda: wait_ready(self.server, lambda: answers(here, port), within_s=120)
 
     def exodus(self, host: str, *arguments: str) -> str:
-        """A command of an operator on one host."""
+        """Run an operator's command on one host."""
         command = self.net.hosts[host].command([str(self.bins[host] / "exodus"), *arguments])
         env = {**os.environ, **self.env}
         done = subprocess.run(
@@ -210,7 +209,7 @@ class Machines:
             )
 
     def _start_dask(self) -> None:
-        """A scheduler here, and a worker on each host that copies one slice at a time."""
+        """Start a scheduler here, and on each host a worker that copies one slice at a time."""
         host, _, port = self.scheduler.removeprefix("tcp://").partition(":")
         command = [
             sys.executable,
@@ -254,8 +253,9 @@ class Machines:
         return (self.folder / name / "dask-worker.log").read_text().count("Registered to")
 
     def _start_forks(self, name: str) -> None:
-        """As the local stack has it: what runs are forked from, so that the test does not import
-        the libraries thirteen times.
+        """Start the server that runs are forked from, as in the local stack.
+
+        Without it the test would import the libraries thirteen times.
         """
         packages = (
             project_root()
@@ -278,7 +278,9 @@ class Machines:
         )
 
     def fork_runs(self) -> None:
-        """From now on; the runs before it were started by the pool that `exodus deploy` makes."""
+        """Fork all runs from now on. The pool that `exodus deploy` makes started the runs
+        before.
+        """
         client = '"$FORKS_PYTHON" -I -S "$FORKS_SERVER" run "$FORKS_SOCKET"'
         command = f"sh -c 'exec {client} prefect.engine {prefect._REFRESH}'"
         template = {
@@ -293,7 +295,7 @@ class Machines:
             )
 
     def only(self, name: str) -> None:
-        """The worker of one host works, the other stands still."""
+        """Let the worker of one host work, and stop the other."""
         for each, worker in self.workers.items():
             os.killpg(worker.process.pid, signal.SIGCONT if each == name else signal.SIGSTOP)
 
@@ -349,9 +351,7 @@ async def _slices(file: MigrationFile) -> list[SliceProgress]:
 
 
 class Killer(threading.Thread):
-    """Ends the Dask worker of one host in the middle of the backfill, once it has copied
-    something.
-    """
+    """Ends the Dask worker of one host during the backfill, once it has copied something."""
 
     def __init__(self, machines: Machines, name: str) -> None:
         super().__init__(daemon=True)
@@ -400,7 +400,7 @@ class Runs:
         return str(self._api.start(phase, {"migration": "orders", **parameters})["id"])
 
     def becomes(self, run_id: str, wanted: str, *, at: str) -> None:
-        """Wait until a run is so, or fails."""
+        """Wait until a run is in a state; fail if that never happens."""
 
         def there() -> bool:
             return self._api.run(run_id)["state"]["name"] in (
@@ -428,7 +428,7 @@ class Runs:
 
 
 def _phase(machines: Machines, runs: Runs, phase: str, gates: int, begins: str) -> None:
-    """Begin on one machine, and go on with the other after each answer."""
+    """Begin a phase on one machine, and continue it on the other after each answer."""
     other = {"host-a": "host-b", "host-b": "host-a"}
     at = begins
     machines.only(at)
@@ -446,7 +446,7 @@ def _phase(machines: Machines, runs: Runs, phase: str, gates: int, begins: str) 
 
 
 def _compare_on_both(machines: Machines, runs: Runs, file: MigrationFile) -> None:
-    """The comparison that a schedule renews: each host's worker of Dask compares some of the
+    """The comparison that a schedule renews: each host's Dask worker compares some of the
     slices.
     """
     wait_until(

@@ -1,4 +1,4 @@
-"""Analyze's answers on real servers, each with the defect that it is for."""
+"""What Analyze finds on real servers, each finding with its defect."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ async def test_every_trial_runs_where_its_command_exists(
     control_server: DatabaseServer,
     tmp_path: Path,
 ) -> None:
-    """A line with a mistake would make a good target look bad."""
+    """A trial with a mistake in it would make a good target look bad."""
     async with between(redis82, valkey91, control_server, tmp_path) as local:
         rows = await proved(opened(local, prove_on_source=True), *SPECS)
     by = {row["shape"].replace(" ", "|"): row for row in rows}
@@ -191,7 +191,7 @@ async def test_a_script_that_the_target_does_not_compile_is_named(local: LocalMi
 
 
 async def test_the_size_is_what_the_target_takes(local: LocalMigration) -> None:
-    """The estimate from a sample is held against the same keys, really copied."""
+    """The estimate from a sample is compared with the same keys, really copied."""
     with local.servers[Side.SOURCE].client() as source:
         for number in range(4_000):
             source.set(f"s:{number}", "x" * (number % 400))
@@ -260,7 +260,7 @@ def test_growth_that_fills_the_target_is_a_finding() -> None:
 
 
 async def test_the_fullest_and_the_busiest_shard_are_told(local: LocalMigration) -> None:
-    """Keys of one hash tag are in one shard, whatever their number."""
+    """All keys of one hash tag are in one shard."""
     with local.servers[Side.SOURCE].client() as source:
         source.mset({f"{{b}}{number}": "x" * 500 for number in range(300)})
         source.mset({f"other:{number}": "x" * 500 for number in range(300)})

@@ -1,5 +1,6 @@
-"""What besides keys must be the same on both sides: each difference planted on real servers, what
-blocks the switch, and what is carried.
+"""State beside keys that both sides must share.
+
+Each difference is planted on real servers: what blocks the switch, and what Exodus carries over.
 """
 
 from __future__ import annotations

@@ -1,5 +1,7 @@
-"""Canary reads on real servers: nobody reads an old value through any gateway, and a follower that
-is slow, refuses or goes away is asked no more.
+"""Canary reads on real servers.
+
+No client reads an old value through any gateway. A follower that is slow, refuses, or goes away is
+not asked again.
 """
 
 from __future__ import annotations
@@ -39,7 +41,7 @@ async def _copied(local: LocalMigration, *, keys: int = 300) -> list[int]:
 
 
 async def _read(client: redis.Redis, stop: asyncio.Event, *, keys: int = 300) -> int:
-    """Read the cold keys, over and over; how many were read. Each has its value, always."""
+    """Read the cold keys repeatedly; each must have its value. Return how many were read."""
     count = 0
     while not stop.is_set():
         number = count % keys
@@ -52,8 +54,8 @@ async def _read(client: redis.Redis, stop: asyncio.Event, *, keys: int = 300) ->
 async def test_reads_of_all_keys_are_those_of_one_server_under_writes(
     local: LocalMigration,
 ) -> None:
-    """Per key linearizable, at every share, with writes through both gateways and one past them;
-    the switch ends the canary by itself.
+    """Reads are linearizable per key at every share, with writes through both gateways and one
+    client past them. The switch ends the canary.
     """
     ports = await _copied(local)
     with pytest.raises(OperatorError, match="no percentage"):
@@ -63,7 +65,7 @@ async def test_reads_of_all_keys_are_those_of_one_server_under_writes(
     stop = asyncio.Event()
     three = redis.Redis(port=ports[1], protocol=3)
     reading = [asyncio.create_task(_read(client, stop)) for client in (local.app(), three)]
-    # What live sync never hears of: the follower has another value than the authority, for good.
+    # Live sync never sees this: the follower keeps another value than the authority.
     local.servers[Side.SOURCE].client().set("past-the-gateways", "new")
     local.servers[Side.TARGET].client().set("past-the-gateways", "old")
     for percent in (1, 5, 25, 100):
@@ -105,7 +107,9 @@ async def test_reads_of_all_keys_are_those_of_one_server_under_writes(
 
 @pytest.mark.parametrize("fault", ["frozen", "refusing", "gone"])
 async def test_a_follower_that_fails_is_asked_no_more(local: LocalMigration, fault: str) -> None:
-    """No read fails or is wrong; every gateway returns to the authority, and the route says why."""
+    """No read fails or is wrong. Every gateway returns to the authority, and the route gives the
+    reason.
+    """
     ports = await _copied(local)
     target = local.servers[Side.TARGET]
     await set_canary(local.store, local.plan, 100, why="test")

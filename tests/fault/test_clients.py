@@ -1,9 +1,7 @@
-"""Ordinary programs with other people's client libraries are told the same through the gateway as
-directly.
+"""Other client libraries get the same answers through the gateway as directly.
 
-redis-py with both protocols and both of its parsers (it takes hiredis' where that is installed),
-and redis-cli, a program on hiredis in C. ioredis runs in the long form, FULL=1: it needs node and
-npm.
+redis-py runs with both protocols and both parsers (hiredis' where it is installed). redis-cli is a
+C program on hiredis. ioredis runs with FULL=1 only: it needs node and npm.
 """
 
 from __future__ import annotations
@@ -53,7 +51,7 @@ async def _both(
     local: LocalMigration, command: list[str], *, given: Path | None = None, lines: int
 ) -> None:
     """Run a program against the source and through the gateway; `{at}` and `{port}` in its command
-    stand for where that is.
+    stand for the address.
     """
     source = local.servers[Side.SOURCE]
     await local.gateway()

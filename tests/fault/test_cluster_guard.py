@@ -1,4 +1,4 @@
-"""The guard of writes to a cluster: it ends a right on every node, wherever slots are by then."""
+"""The write grant on a cluster: revoking it works on every node, wherever its slots move."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ async def test_a_writer_that_slept_through_the_switch_writes_nothing(
 async def test_nor_where_slots_moved_before_and_after_the_switch(
     box: ClusterBox, follower: Endpoint, writer: GuardedCluster
 ) -> None:
-    """A guard that was given a node by itself would be missing where slots go later."""
+    """One guard key a node would be missing where its slots go later."""
     first, second, third = box.masters()
     await writer.run_states(0, states([b"before"]))
     box.reshard(range(40), second)
@@ -138,7 +138,7 @@ async def test_the_right_ends_for_such_a_key_too(
 async def test_a_guard_on_its_way_is_replaced_by_another_one(
     box: ClusterBox, writer: GuardedCluster
 ) -> None:
-    """The first guard of the node would be used otherwise."""
+    """While a slot moves, the node's first guard key may be away. The writer then uses another."""
     first, second, _ = box.masters()
     await writer.run_states(0, states([b"before"]))
     with box.migrating(0, second):

@@ -109,7 +109,9 @@ async def test_a_backfill_makes_both_sides_equal(
 async def test_each_node_tells_what_a_single_server_of_its_kind_tells(
     kind: ServerKind, make_cluster: MakeCluster, make_server: MakeServer
 ) -> None:
-    """A node refuses questions for keys of other nodes' slots: that says nothing of what it can."""
+    """A node refuses questions about keys of other nodes' slots. That refusal says nothing about
+    its abilities.
+    """
     box, alone = make_cluster(kind), make_server(kind)
     facts = await Endpoint(Side.SOURCE, box.address()).facts()
     single = await Endpoint(Side.SOURCE, alone.address()).facts()
@@ -120,8 +122,9 @@ async def test_each_node_tells_what_a_single_server_of_its_kind_tells(
 
 
 class Writers:
-    """An application's writers: each has keys of its own, and writes them again and again. An error
-    is tried again, as a cluster client does, so the last value of each key is known.
+    """Writers of an application. Each writes its own keys repeatedly.
+
+    Like a cluster client it tries again after an error, so the last value of each key is known.
     """
 
     NUMBER = 4
@@ -193,7 +196,7 @@ async def begin(local: LocalMigration) -> None:
 
 
 async def quiet(local: LocalMigration) -> None:
-    """All that was written is on the target, and nothing is compared any more."""
+    """Wait until the target has every write, and no rescan runs."""
     feed = (await local.engine()).feed
 
     async def done() -> bool:
@@ -244,7 +247,7 @@ async def test_a_verification_during_a_reshard_counts_for_nothing(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A key that moves to a node that was scanned already would be missed."""
+    """It could miss a key that moves to a node which was scanned already."""
     source, target = make_cluster(ServerKind.VALKEY_81), make_server(ServerKind.VALKEY_91)
     local = await local_between(source, target, control_server, tmp_path)
     try:
@@ -326,8 +329,8 @@ async def test_after_a_failover_only_that_nodes_slots_are_compared(
     control_server: DatabaseServer,
     tmp_path: Path,
 ) -> None:
-    """What differs there is copied again. What was made to differ elsewhere shows that nobody
-    looked.
+    """Differences in that node's slots are copied again. A difference planted in another slot
+    stays: nobody looked there.
     """
     boxes = {
         each: make_cluster(ServerKind.VALKEY_81, replicas=int(each is side), masters=2)
@@ -461,7 +464,7 @@ async def test_a_fault_during_backfill_and_live_sync_loses_nothing(
             failed_over = moved or bool(await read_failovers(local.store))
             return failed_over and (await read_topologies(local.store))[side].epoch > 1
 
-        # One that is undone between two looks of the watch is not told.
+        # The watch does not report a change that is undone between two of its looks.
         await until(told, within_s=10, otherwise="nobody tells of the fault")
         if fault != "kill":
             await getattr(faults, fault)()
@@ -491,7 +494,7 @@ async def test_a_fault_during_backfill_and_live_sync_loses_nothing(
 
 
 async def copied(local: LocalMigration, piece: object) -> None:
-    """Copy a slice, as Migrate's task does: again where a side was away for longer."""
+    """Copy a slice, as Migrate's task does: try again after a side was away."""
     for _ in range(5):
         try:
             await copy_slice(await local.engine(), "run", piece, budget_s=60)  # type: ignore[arg-type]

@@ -1,6 +1,4 @@
-"""What the command line says to wrong input and to what is in its way: one clear error, and nothing
-else.
-"""
+"""How the command line answers wrong input and obstacles: with one clear error."""
 
 from __future__ import annotations
 
@@ -76,7 +74,7 @@ def test_down_where_nothing_was_started(tmp_path: Path) -> None:
 
 
 def test_a_port_in_use_is_one_error(file: Path, redis62: DatabaseServer, tmp_path: Path) -> None:
-    """Libraries reported 598 lines of objects that the error's traceback had kept."""
+    """Before, libraries printed 598 lines about objects that the traceback had kept."""
     done = _run(
         tmp_path,
         "gateway",

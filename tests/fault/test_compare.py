@@ -1,6 +1,4 @@
-"""Compare can be passed by ordinary workloads: scores that servers print differently, and keys that
-are written all the time.
-"""
+"""Ordinary workloads pass Compare: scores that servers print differently, and hot keys."""
 
 from __future__ import annotations
 
@@ -42,7 +40,7 @@ async def test_scores_that_are_printed_differently_are_equal(local: LocalMigrati
 
 
 async def test_a_key_that_is_written_all_the_time_is_not_judged(local: LocalMigration) -> None:
-    """It differs at every look; one that stands still and differs is found all the same."""
+    """A hot key differs at every look. A cold key that differs is found all the same."""
     source, target = (local.servers[side].client() for side in Side)
     stop = asyncio.Event()
 
@@ -75,11 +73,11 @@ async def test_a_key_that_is_written_all_the_time_is_not_judged(local: LocalMigr
 
 
 async def test_runs_accumulate_until_their_evidence_is_too_old(local: LocalMigration) -> None:
-    """A key that two runs judged counts once; a run of before the limit does not count."""
+    """A key that two runs judged counts once. A run from before the limit does not count."""
     local.plan = local.plan.model_copy(update={"evidence_hours_max": 1.0})
     store, names = local.store, local.store.keys
     now_ms = await store.now_ms()
-    judged = {1: range(500), 2: range(100), 3: range(50, 150)}  # by the salt of a run
+    judged = {1: range(500), 2: range(100), 3: range(50, 150)}  # the seed of a run differs
     for salt, keys in judged.items():
         await answered(store.client.pfadd(names.judged(salt), *[f"k{number}" for number in keys]))
     for salt, age_ms in ((1, 2 * 3_600_000), (2, 60_000)):

@@ -1,4 +1,6 @@
-"""A catalogue of planted defects: each is found, with its cause; without one, nothing is."""
+"""A catalogue of planted defects: each is found, with its cause. Without a defect nothing is
+found.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +38,7 @@ _STATE = "state"
 
 
 class Defect(NamedTuple):
-    """What applications do, what goes wrong on the target, and the row that tells of it."""
+    """An application's requests, the defect of the target, and the row that reports it."""
 
     name: str
     made: list[str]  # through the gateway; {k} is the key
@@ -200,7 +202,7 @@ def _words(text: str, key: str) -> list[str]:
 
 
 async def _rows(local: LocalMigration, wanted: set[tuple[str, str]]) -> dict[tuple[str, str], Any]:
-    """The confirmed rows by key and command, once those wanted are there."""
+    """Return the confirmed rows by key and command, once the expected ones are there."""
     found: dict[tuple[str, str], Any] = {}
 
     async def there() -> bool:
@@ -283,7 +285,7 @@ async def test_keys_that_a_script_does_not_declare(local: LocalMigration) -> Non
         await app.get("k")
         await row_of(local, "GET", "equal")
         await app.eval("return redis.call('SET', 'k', 'by a script')", 0)
-        await asyncio.sleep(1)  # the gateway tells its counters twice a second
+        await asyncio.sleep(1)  # the gateway reports its counters twice a second
         await app.get("k")
         await _one_cause(local, "k", "GET", Cause.UNDECLARED)
 

@@ -1,5 +1,5 @@
-"""Neither Compare nor a canary lets a client do on the target what the source would refuse it, or
-what only Exodus may.
+"""Through Compare or a canary, no client can run on the target what the source refuses it, or what
+only Exodus may run.
 """
 
 from __future__ import annotations
@@ -41,9 +41,7 @@ def _calls(local: LocalMigration) -> dict[str, int]:
 
 
 async def test_what_a_client_without_a_login_sends_runs_nowhere(local: LocalMigration) -> None:
-    """A source that asks for a password: refused requests cost the target nothing, by Compare or by
-    a canary.
-    """
+    """The source asks for a password. Requests that it refuses cost the target nothing."""
     source, target = (local.servers[side].client() for side in Side)
     source.set("k", "v")
     source.rpush("list", *range(1_000))
@@ -107,8 +105,8 @@ async def test_no_canary_read_of_a_refused_client_reaches_the_target(local: Loca
 
 
 async def test_compare_tries_only_what_it_knows(local: LocalMigration) -> None:
-    """Whoever can write to the control store, or an application that may do all, has nothing else
-    run on the target as Exodus.
+    """Neither a writer of the control store nor an application with all rights makes Exodus run
+    anything else on the target.
     """
     source, target = (local.servers[side].client() for side in Side)
     source.mset({"k": "v", "other": "safe"})
@@ -148,8 +146,8 @@ async def test_compare_tries_only_what_it_knows(local: LocalMigration) -> None:
 async def test_compare_tries_as_the_application_where_the_plan_names_its_user(
     local: LocalMigration, tmp_path: Path
 ) -> None:
-    """With its rights alone: a command that Exodus does not know is tried, and what its user may
-    not run is not.
+    """It has that user's rights alone: a command that Exodus does not know is tried, unless the
+    user may not run it.
     """
     target = local.servers[Side.TARGET].client()
     local.servers[Side.SOURCE].client().mset({"app:k": "v", "other": "v"})
@@ -213,7 +211,9 @@ _ENDLESS_HERE = "while redis.call('EXISTS', 'only-here') == 1 do end return 1"
 async def test_read_only_scripts_are_tried_where_the_plan_says_so(
     modern: LocalMigration, tmp_path: Path
 ) -> None:
-    """As the application's user, on the target alone; one that does not end is ended."""
+    """They run as the application's user, on the target alone. A script that does not end is
+    killed.
+    """
     source, target = (modern.servers[side].client() for side in Side)
     source.mset({"app:k": "v", "app:other": "w"})
     target.set("only-here", 1)
@@ -274,7 +274,7 @@ async def test_read_only_scripts_are_tried_where_the_plan_says_so(
 
 
 async def test_a_script_that_a_lost_connection_left_is_ended(modern: LocalMigration) -> None:
-    """The target serves nobody until then: the comparer ends it before it asks the target anything
+    """Such a script blocks the target. The comparer kills it before it asks the target anything
     else.
     """
     target = modern.servers[Side.TARGET].client()

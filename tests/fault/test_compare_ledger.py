@@ -121,7 +121,7 @@ async def test_a_masked_ledger_has_no_value_of_a_key(local: LocalMigration) -> N
 
 
 async def test_what_is_seen_to_be_equal_again_is_healed(local: LocalMigration) -> None:
-    """A right that was granted meanwhile, a key that was written again."""
+    """Meanwhile a right was granted, or a key was written again."""
     target = local.servers[Side.TARGET].client()
     async with comparing(local):
         app = local.app()
@@ -144,8 +144,8 @@ async def test_what_is_seen_to_be_equal_again_is_healed(local: LocalMigration) -
 async def test_exodus_repair_heals_what_copying_can(
     local: LocalMigration, tmp_path: Path, while_it_runs: bool
 ) -> None:
-    """When Compare is over, the target holds no sample: the key is copied, compared, and removed
-    again.
+    """When Compare is over, the target holds no sample. So repair copies the key, compares it, and
+    removes it again.
     """
     source, target = (local.servers[side].client() for side in Side)
     source.mset({"k": "right", "refused": 1})

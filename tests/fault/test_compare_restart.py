@@ -1,4 +1,4 @@
-"""A comparer that is killed is taken up by the next one where it was."""
+"""A comparer that is killed: the next one continues where it stopped."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def _copies(local: LocalMigration) -> int:
 
 
 async def test_a_restarted_comparer_copies_nothing_again(local: LocalMigration) -> None:
-    """What it copied again would be healed before it is judged."""
+    """Another copy would heal a key before it is judged."""
     source, target = (local.servers[side].client() for side in Side)
     source.mset({f"k{number}": number for number in range(_KEYS)})
     async with comparing_apart(local) as comparers:
@@ -77,7 +77,7 @@ async def test_what_was_counted_and_known_is_taken_up(local: LocalMigration) -> 
 async def test_a_key_that_differed_when_the_comparer_was_killed_is_found(
     local: LocalMigration,
 ) -> None:
-    """What it had not judged to the end is inconclusive; the next one finds the difference."""
+    """What was not judged to the end is inconclusive. The next comparer finds the difference."""
     target = local.servers[Side.TARGET].client()
     async with comparing_apart(local) as comparers:
         app = local.app()
@@ -87,7 +87,7 @@ async def test_a_key_that_differed_when_the_comparer_was_killed_is_found(
         await quiet(local)
         target.set("k", "stale")
         await app.get("k")
-        await row_of(local, "GET", "compared", 2)  # it waits to be asked again
+        await row_of(local, "GET", "compared", 2)  # it waits for its second look
 
         async def kept() -> bool:
             raw = await answered(local.store.client.get(local.store.keys.sampling))

@@ -1,5 +1,5 @@
-"""Each rule against real servers of both families, over both versions of the protocol: equal data
-is equal, and the nearest thing to it is not.
+"""Each rule on servers of both families, in both protocol versions: equal data is equal, and the
+smallest difference is found.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ async def test_geo_searches_have_no_order_unless_they_ask_for_one(local: LocalMi
 async def test_only_the_code_of_an_error_counts_where_a_rule_says_so(
     local: LocalMigration,
 ) -> None:
-    """Two servers word the same refusal differently; a reply of any content is a success."""
+    """Two servers word a refusal differently. Any reply without an error is a success."""
     rules = Rules([CompareRule(commands=("LPOS",), rule=ReplyRule.ERROR_CODE)])
     replies = []
     for side in Side:

@@ -1,5 +1,5 @@
-"""Which requests are sampled: by the first key, while it runs by another rule, and what is not
-compared is counted.
+"""Which requests are sampled: by their first key, under a rule that may change meanwhile. What is
+not compared is counted.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ async def test_commands_of_several_keys_are_sampled_by_their_first(local: LocalM
         app = local.app()
         assert await app.mget("in:a", "out:b") == [b"1", b"2"]
         await row_of(local, "MGET", "equal")
-        source.set("out:b", 22)  # nobody tells the comparer
+        source.set("out:b", 22)  # no journal entry reaches the comparer
         assert await app.mget("in:a", "out:b") == [b"1", b"22"]
         await row_of(local, "MGET", "equal", 2)
         await app.sinter("in:s", "out:s")
@@ -101,7 +101,7 @@ async def test_what_is_left_out_is_counted_by_reason(local: LocalMigration) -> N
 
 
 async def test_the_sample_is_changed_while_it_runs(local: LocalMigration) -> None:
-    """What is not sampled any more is removed from the target: no journal tells of it."""
+    """Keys that leave the sample are removed from the target: no journal reports them any more."""
     source, target = (local.servers[side].client() for side in Side)
     source.mset({"cart:1": 1, "user:1": 1, "user:2": 1})
     async with comparing(local):

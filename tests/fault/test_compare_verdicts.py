@@ -17,7 +17,7 @@ pytestmark = pytest.mark.fault
 
 
 async def test_a_stale_value_is_found_and_stays_until_somebody_asks(local: LocalMigration) -> None:
-    """The comparer copied the key again before it asked a second time: it could find nothing."""
+    """Before, the comparer copied the key again before its second look, and could find nothing."""
     source, target = (local.servers[side].client() for side in Side)
     source.set("k", "right")
     async with comparing(local):
@@ -84,7 +84,7 @@ async def test_a_reply_that_moved_is_inconclusive(local: LocalMigration) -> None
 
 
 async def test_writes_are_tried_on_a_scratch_copy(local: LocalMigration) -> None:
-    """The key's own copy is what copying made of it; the scratch copy is removed."""
+    """The key's own copy is left to copying. The scratch copy is removed."""
     source, target = (local.servers[side].client() for side in Side)
     source.set("counter", 10)
     async with comparing(local):
@@ -162,7 +162,7 @@ async def test_nothing_is_confirmed_while_keys_are_written_all_the_time(
 
 
 async def test_with_live_sync_on_the_lanes_own_the_target(local: LocalMigration) -> None:
-    """Compare copies nothing then, and waits for the lanes before it confirms."""
+    """Then Compare copies nothing, and waits for the lanes before it confirms."""
     source, target = (local.servers[side].client() for side in Side)
     source.set("old", 1)
     await local.syncer()

@@ -28,7 +28,7 @@ from tests.support.wait import until
 
 pytestmark = pytest.mark.fault
 
-# What makes the key, and the write whose reply is compared
+# The command that makes the key, and the write whose reply is compared
 WRITES = [
     ("SET {k} 10", "INCR {k}"),
     ("SET {k} 10", "DECRBY {k} 3"),
@@ -59,7 +59,7 @@ WRITES = [
 
 
 async def _settled(local: LocalMigration, count: int) -> None:
-    """Wait until so many exchanges have an outcome, and nobody has written their keys since."""
+    """Wait until so many exchanges have an outcome, and their keys are not written any more."""
 
     async def settled() -> bool:
         (beat,) = await heartbeats(local.store, "comparer")
@@ -149,7 +149,7 @@ async def test_a_reply_that_only_the_target_gives_is_confirmed(local: LocalMigra
 
 
 async def test_a_key_that_is_written_all_the_time_proves_nothing(local: LocalMigration) -> None:
-    """Several clients at once, each told in an order of its own: no reply can be placed."""
+    """Several clients write it at once, each reported in its own order: no reply can be placed."""
     rule = CompareRule(commands=("ZADD",), rule=ReplyRule.EXACT)
     local.plan = local.plan.model_copy(update={"compare_rules": (rule,)})
     async with comparing(local):
@@ -172,7 +172,7 @@ async def test_a_key_that_is_written_all_the_time_proves_nothing(local: LocalMig
 async def test_a_write_that_nobody_told_of_is_taken_for_no_divergence(
     local: LocalMigration,
 ) -> None:
-    """A blocked pop is not sampled. The state is as if the push alone had been there."""
+    """A blocked pop is not sampled, so the state looks as if only the push had run."""
     async with comparing(local):
         app, other = local.app(), local.app()
         await app.rpush("list", "a")
@@ -244,7 +244,7 @@ async def _lpop(local: LocalMigration) -> dict[str, Any]:
 
 
 async def test_nothing_is_confirmed_while_a_gateway_is_silent(local: LocalMigration) -> None:
-    """It may have writes of the key to tell of."""
+    """It may hold reports of the key's writes."""
     rule = CompareRule(commands=("ZADD",), rule=ReplyRule.EXACT)
     local.plan = local.plan.model_copy(update={"compare_rules": (rule,)})
     async with comparing(local):
@@ -275,7 +275,9 @@ async def test_with_live_sync_on_replies_to_writes_are_not_compared(
 
 
 async def test_what_is_in_the_unused_database_is_left_alone(local: LocalMigration) -> None:
-    """Somebody begins to use it while Compare runs: it tries nothing there any more."""
+    """Another client begins to use it while Compare runs. Compare then stops trying writes
+    there.
+    """
     target = local.servers[Side.TARGET].client()
     async with comparing(local):
         app = local.app()

@@ -1,5 +1,5 @@
-"""Many connections: idle ones, and ones that come and go. Nothing is refused, nothing stays behind,
-memory does not grow with those that left.
+"""Many connections, idle or short-lived: none is refused, none stays behind, and memory does not
+grow with those that left.
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ async def test_connections_that_come_and_go_leave_nothing(
     def come_and_go() -> None:
         for number in range(ROUND):
             sock = _asked(local.port)
-            if number % 3:  # the others leave without waiting for their answer
+            if number % 3:  # the others close without waiting for their answer
                 assert sock.recv(16) == PONG
             sock.close()
 

@@ -1,4 +1,4 @@
-"""The control store: whether it keeps what it is told, and what happens where it did not."""
+"""The control store: whether it keeps what it is told, and what follows where it did not."""
 
 from __future__ import annotations
 

@@ -65,7 +65,7 @@ def _endpoint(box: DatabaseServer) -> RedisEndpoint:
 
 
 async def _save(local: LocalMigration, **options: object) -> None:
-    """What flows know of the migration."""
+    """Store what flows know of the migration."""
     block = Migration(
         migration=local.plan.name,
         options={"rehearsal_hours_max": None, **options},
@@ -132,8 +132,8 @@ async def test_migrate_comes_to_its_decision(
     strategy: CopyStrategy,
     feed: Feed,
 ) -> None:
-    """From the start of the flow, under writes through a gateway, to what a person is asked; all
-    that person sees is as it has to be.
+    """From the start of the flow, under writes through a gateway, to the question: all that the
+    person sees is right.
     """
     asked: list[dict] = []
 

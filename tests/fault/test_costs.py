@@ -1,9 +1,10 @@
-"""What a stranger can cost the others: no held-up cutover, no starved client, no memory, no gap."""
+"""What a stranger can cost others: no delayed cutover, no starved client, no memory, no gap."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from exodus.control import journal
 from exodus.cutover import switch
 from exodus.gateway.hub import Gateway
 from exodus.gateway.reporting import in_flight
-from exodus.plan.bounds import PIPELINE_MAX
+from exodus.plan.bounds import PIPELINE_MAX, STRANGERS_WAITING_MAX
 from exodus.plan.vocabulary import Hold, Side
 from exodus.resp.encode import encode, encode_many
 from exodus.stack.servers import ServerKind
@@ -24,7 +25,7 @@ from tests.support.wait import until
 pytestmark = pytest.mark.fault
 FLOOD = 900_000 if FULL else 150_000
 HALF_A_SET = b"*3\r\n$3\r\nSET\r\n$4\r\nhalf\r\n$1000000\r\n" + b"x" * 200_000
-# What nobody may do without a login; each once opened a gap, or raised.
+# Refused without a login. Each once opened a gap, or raised.
 STRANGE = [
     b"SET a b\0\r\n",
     b"*2\r\n$4\r\nINCR\0\0",
@@ -60,7 +61,7 @@ async def _send(port: int, data: bytes) -> tuple[asyncio.StreamReader, asyncio.S
 async def test_requests_that_never_end_do_not_keep_a_cutover_from_being_made(
     local: LocalMigration,
 ) -> None:
-    """C1: each attempt held everybody's writes until its limit, and failed."""
+    """C1: before, each attempt held everybody's writes until its limit, and failed."""
     gateway = await local.gateway()
     await local.syncer()
     await local.start_live_sync()
@@ -79,7 +80,7 @@ async def test_requests_that_never_end_do_not_keep_a_cutover_from_being_made(
 
 
 async def test_one_client_s_flood_leaves_the_others_their_turn(local: LocalMigration) -> None:
-    """C2: their PING took 38 s."""
+    """C2: before, their PING took 38 s."""
     gateway = await local.gateway()
     await local.change(journal="all")
     reader, writer = await asyncio.open_connection("127.0.0.1", local.port)
@@ -106,11 +107,119 @@ async def test_one_client_s_flood_leaves_the_others_their_turn(local: LocalMigra
     assert most <= 2 * PIPELINE_MAX
 
 
+async def _asks_for_a_login(gateway: Gateway) -> None:
+    """Wait until the gateway knows it."""
+
+    async def asked() -> bool:
+        return gateway.groups.main.orders.login_needed
+
+    await until(asked, within_s=10, otherwise="the gateway never asked whether a login is needed")
+
+
+async def _answers_beside_floods(local: LocalMigration, login: bytes) -> float:
+    """Return how many answers a client gets for a thousand answers of ten others' floods.
+
+    `login` is what the others send first. Each of them sends as much as it may.
+    """
+    flood = b"PING\r\n" * 2_000
+    answered, ends = 0, asyncio.Event()
+
+    async def send() -> None:
+        nonlocal answered
+        reader, writer = await asyncio.open_connection("127.0.0.1", local.port)
+        writer.write(login)
+        while not ends.is_set():
+            if writer.transport.get_write_buffer_size() < len(flood):
+                writer.write(flood)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(0.05):
+                    answered += (await reader.read(1 << 16)).count(b"\n")
+        writer.transport.abort()
+
+    floods = [asyncio.create_task(send()) for _ in range(10)]
+    app = local.app(password="application")
+    await app.ping()
+    await asyncio.sleep(0.5)
+    before = answered
+    for _ in range(300):
+        await app.ping()
+    share = 1_000 * 300 / max(1, answered - before)
+    ends.set()
+    await asyncio.gather(*floods)
+    await app.aclose()
+    return share
+
+
+async def test_clients_without_a_login_share_a_small_part_of_the_time(
+    local: LocalMigration,
+) -> None:
+    """Ten clients flood the gateway, with a login and then without one. Without one they get a
+    twentieth of its time, so the application gets many more answers for each of theirs.
+    """
+    source = local.servers[Side.SOURCE].client()
+    source.execute_command("ACL", "SETUSER", "app", "on", ">app", "+ping")
+    source.execute_command("ACL", "SETUSER", "default", "resetpass", ">application")
+    gateway = await local.gateway()
+    await _asks_for_a_login(gateway)
+    among_clients = await _answers_beside_floods(local, encode("AUTH", "app", "app"))
+    among_strangers = await _answers_beside_floods(local, b"")
+    assert among_strangers > 4 * among_clients
+
+
+async def test_a_login_ends_the_wait_of_a_client_that_sent_much_behind_it(
+    local: LocalMigration,
+) -> None:
+    """Also while many clients without a login wait; it gets each of its answers, in order."""
+    source = local.servers[Side.SOURCE].client()
+    source.execute_command("ACL", "SETUSER", "default", "resetpass", ">application")
+    gateway = await local.gateway()
+    await _asks_for_a_login(gateway)
+    strangers = [await _send(local.port, b"PING\r\n" * 100_000) for _ in range(20)]
+    assert len(gateway.strangers) >= 10
+    reader, writer = await asyncio.open_connection("127.0.0.1", local.port)
+    words = [b"%d" % number for number in range(50_000)]
+    writer.write(encode("AUTH", "application") + encode_many([("ECHO", word) for word in words]))
+    async with asyncio.timeout(30):
+        assert await reader.readline() == b"+OK\r\n"
+        for word in words:
+            assert await reader.readexactly(len(word) + 5 + len(b"%d" % len(word))) == (
+                b"$%d\r\n%s\r\n" % (len(word), word)
+            )
+    assert len(gateway.strangers) >= 10, "they were served as fast as the client with a login"
+    for _, stranger in [*strangers, (reader, writer)]:
+        stranger.transport.abort()
+
+
+async def test_too_many_clients_without_a_login_are_closed(local: LocalMigration) -> None:
+    """Their bytes wait in memory, so their number has a bound. The application is not closed."""
+    source = local.servers[Side.SOURCE].client()
+    source.execute_command("ACL", "SETUSER", "default", "resetpass", ">application")
+    gateway = await local.gateway()
+    await _asks_for_a_login(gateway)
+    app = local.app(password="application")
+    await app.ping()
+    burst = b"PING\r\n" * 10_000
+    strangers = []
+    for _ in range(STRANGERS_WAITING_MAX + 50):
+        _, writer = await asyncio.open_connection("127.0.0.1", local.port)
+        writer.write(burst)
+        strangers.append(writer)
+
+    async def closed() -> bool:
+        return gateway.sessions_closed["too many clients without a login"] > 0
+
+    await until(closed, within_s=30, otherwise="nobody was closed")
+    assert len(gateway.strangers) <= STRANGERS_WAITING_MAX
+    await app.ping()
+    for writer in strangers:
+        writer.transport.abort()
+
+
 async def test_invented_commands_are_one_row_and_refused_writes_are_nothing(
     local: LocalMigration,
 ) -> None:
-    """C3, C4: 1,200 names were 7,007 series, and 2,000 refused writes 32 MB of the control
-    store.
+    """C3, C4: before, 1,200 names made 7,007 series, and 2,000 refused writes took 32 MB of the
+    control store.
     """
     gateway = await local.gateway()
     await local.change(journal="all")
@@ -140,7 +249,7 @@ async def test_a_stranger_opens_no_gap(
     control_server: DatabaseServer,
     tmp_path: Path,
 ) -> None:
-    """C5: whoever may not log in could block a cutover at will."""
+    """C5: before, a client without a login could block a cutover at will."""
     for kind in ServerKind:
         target = valkey91 if kind is not ServerKind.VALKEY_91 else make_server(ServerKind.VALKEY_81)
         folder = tmp_path / str(kind)
@@ -152,12 +261,7 @@ async def test_a_stranger_opens_no_gap(
             await local.change(journal="all")
             before = await journal.ends(local.store, local.plan.partitions)
 
-            async def asked(gateway: Gateway = gateway) -> bool:
-                return gateway.groups.main.orders.login_needed
-
-            await until(
-                asked, within_s=10, otherwise="the gateway never asked whether a login is needed"
-            )
+            await _asks_for_a_login(gateway)
             for data in STRANGE:
                 for end in (b"", encode("PING"), encode("SET", "k", "v") * 3):
                     _, writer = await asyncio.open_connection("127.0.0.1", local.port)

@@ -1,8 +1,7 @@
 """Crashes at each write of the spool and the intent log, files torn at random bytes, and a control
 store cut at random bytes of its AOF.
 
-The rule: no acknowledged write is lost without a gap that keeps the cutover from being made. FULL=1
-draws more.
+The rule: no acknowledged write is lost without a gap, which blocks the cutover. FULL=1 draws more.
 """
 
 from __future__ import annotations
@@ -116,7 +115,7 @@ async def test_what_was_appended_before_a_kill_is_read_after_it(
 
 
 def _tear(path: Path, draw: random.Random) -> str:
-    """Harm a file as crashes, disks and people do."""
+    """Damage a file as crashes, disks and people do."""
     raw = bytearray(path.read_bytes())
     used = max(1, len(raw.rstrip(b"\0")))
     at = draw.randrange(used)
@@ -162,11 +161,11 @@ async def _no_loss_without_a_gap(
 
 
 async def _at_rest(local: LocalMigration | Fleet, pid: int, since_ms: int = 0) -> None:
-    """Everything that the gateway of this process knows of is in the journal, and synced, as it
-    says after this call began, and after `since_ms`.
+    """Wait until the journal has everything that this process's gateway knows, and all of it is
+    synced.
 
-    An older word of the gateway is from before the last writes. A store that lost its tail still
-    has one from before the gateway knew of that.
+    Only a report of the gateway after this call began, and after `since_ms`, counts. An older one
+    is from before the last writes, and a store that lost its tail still has one.
     """
     feed, asked = JournalFeed(local.store, local.plan.partitions), list[int]()
 
@@ -271,8 +270,8 @@ async def test_a_control_store_that_is_cut_anywhere_loses_nothing_in_silence(
 
 @pytest.mark.parametrize("orderly", [False, True], ids=["it went down", "it was shut down"])
 async def test_a_host_that_went_down_is_a_gap(local: LocalMigration, orderly: bool) -> None:
-    """The intent log survives the end of a process, not that of its host: what it lacks then,
-    nobody knows.
+    """The intent log survives the end of its process, but not of its host. Nobody knows what it
+    lacks then.
     """
     await local.change(journal="all")
     first = GatewayProcess(local)

@@ -1,5 +1,5 @@
-"""A database that one side lacks: said before anything is copied, and never another database's
-damage.
+"""A database that one side lacks: reported before anything is copied, and harmless to every other
+database.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ async def test_databases_are_counted_where_the_setting_may_not_be_read(make_serv
 async def test_no_batch_runs_behind_a_select_that_failed(
     valkey91: DatabaseServer, guarded: bool
 ) -> None:
-    """It ran in database 0, over keys of the same names there."""
+    """Before, it ran in database 0, over keys of the same names."""
     key = b"exodus:{batches}:epoch"
     with valkey91.client() as client:
         client.mset({"k": "of database 0", key: "7"})
@@ -133,7 +133,7 @@ async def test_no_batch_runs_behind_a_command_that_the_user_may_not_run(
 async def test_no_right_is_given_behind_a_command_that_failed(
     valkey91: DatabaseServer, refused: str
 ) -> None:
-    """What a switch changes on a side is conditional there, or not changed."""
+    """A switch changes a side only by commands with a condition."""
     key = b"exodus:{rights}:epoch"
     with valkey91.client() as client:
         client.set(key, "7")
@@ -152,8 +152,8 @@ async def test_no_right_is_given_behind_a_command_that_failed(
 async def test_the_migrate_lane_sends_nothing_to_a_database_that_the_target_lacks(
     make_server, control_server: DatabaseServer, tmp_path: Path
 ) -> None:
-    """A source sends SELECT and keys together: behind a SELECT that fails they came into database
-    0.
+    """The source sends SELECT and keys together. Behind a SELECT that failed, the keys came into
+    database 0.
     """
     source, target = (
         make_server(ServerKind.REDIS_62, databases="64"),
@@ -184,7 +184,7 @@ async def test_keys_of_a_database_that_the_follower_lacks_are_dead_letters(
     tmp_path: Path,
     back: bool,
 ) -> None:
-    """Backfill, live sync, a flush and verification; in reverse sync, too."""
+    """In backfill, live sync, after a flush, in verification, and in reverse sync."""
     many = make_server(ServerKind.REDIS_62, databases="64")
     local = LocalMigration(
         *((valkey91, many) if back else (many, valkey91)), control_server, tmp_path

@@ -1,4 +1,4 @@
-"""A migration that has ended stays ended, and can be put away."""
+"""A migration that has ended stays ended, and can be archived."""
 
 from __future__ import annotations
 
@@ -65,8 +65,8 @@ async def test_nothing_begins_after_the_end(store: ControlStore, phase: Phase) -
 
 
 async def test_an_end_is_not_taken_back(store: ControlStore) -> None:
-    """Commit could be started again after it had finalised, and its first question made the
-    migration unfinished.
+    """Before, Commit could start again after it had finalised, and its first question reopened the
+    migration.
     """
     await _finalised(store)
     await _said(store, Phase.COMMIT, "decided", "approve", CUTOVER, run="second")

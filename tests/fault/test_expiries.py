@@ -1,5 +1,5 @@
-"""Expiries of a source without PEXPIRETIME arrive to the millisecond, however busy the machine is
-and whatever dies.
+"""Expiries of a source without PEXPIRETIME arrive exact to the millisecond, under load and through
+kills.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _BEGIN_MS = 1_900_000_000_000
 
 @pytest.fixture
 def busy() -> Iterator[None]:
-    """More processes that compute than there are cores."""
+    """Run more processes that compute than there are cores."""
     burning = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(4)]
     yield
     for process in burning:
@@ -67,8 +67,8 @@ async def test_every_reading_is_exact(redis62: DatabaseServer) -> None:
 async def test_they_arrive_exactly_under_load_and_kills(
     make_server, valkey91: DatabaseServer, control_server: DatabaseServer, tmp_path: Path
 ) -> None:
-    """A restarted Redis 6.2 may have other expiries than before: its log has them as counted when
-    it was written.
+    """A restarted Redis 6.2 may have other expiries than before: its log holds them relative to the
+    time of writing.
     """
     source = make_server(ServerKind.REDIS_62, appendonly="yes", appendfsync="always")
     local = LocalMigration(source, valkey91, control_server, tmp_path)

@@ -1,5 +1,5 @@
-"""A gateway lends nobody what is Exodus's own, and takes no server or password file from the
-control store that its own file does not name.
+"""A gateway lends no client what belongs to Exodus. It takes no server and no password file from
+the control store that its own file does not name.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ pytestmark = pytest.mark.fault
 
 
 def _ends(local: LocalMigration, name: str, *arguments: str) -> str:
-    """What a gateway that does not start says."""
+    """Return the message of a gateway that does not start."""
     gateway = GatewayProcess(local, *arguments, name=name)
     try:
         assert gateway.started.process.wait(30) == 2
@@ -48,8 +48,8 @@ def _ends(local: LocalMigration, name: str, *arguments: str) -> str:
 async def test_a_source_that_asks_for_certificates_is_not_opened_to_clients_without_one(
     local: LocalMigration, tmp_path: Path
 ) -> None:
-    """From the client to the source by TLS: with the certificate that Exodus would lend it, and
-    with one of its own.
+    """TLS from the client to the source: with the certificate that Exodus would lend, and with the
+    client's own.
     """
     authority = Authority(tmp_path)
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=str(authority.file))
@@ -120,7 +120,7 @@ async def test_a_source_that_asks_for_certificates_is_not_opened_to_clients_with
 async def test_a_server_that_trusts_its_own_machine_is_not_opened_to_the_network(
     local: LocalMigration,
 ) -> None:
-    """The servers of the tests ask nobody on loopback for a password."""
+    """The servers of the tests ask no client on loopback for a password."""
     with pytest.raises(OperatorError, match="open the source to the network") as caught:
         await check_address(local.plan, "0.0.0.0", lend=False)
     assert "--lend-own-address" in caught.value.next_step
@@ -191,7 +191,7 @@ def plant_plan() -> Plan:
 def test_the_store_names_no_other_server_or_secret(
     plant_plan: Plan, change: dict[str, dict[str, object]], named: str
 ) -> None:
-    """Its plan would have a file of this machine sent to a host of somebody's choice."""
+    """Its plan could send a file of this machine to any host."""
     check_pinned(plant_plan, plant_plan)
     check_pinned(plant_plan, plant_plan.model_copy(update={"sample": 0.5}))
     document = plant_plan.model_dump(mode="json")
@@ -217,8 +217,8 @@ async def test_a_gateway_and_a_syncer_refuse_a_plan_with_another_host(
 
 
 async def test_a_fences_record_gives_no_more_than_rights_to_commands(local: LocalMigration) -> None:
-    """Whoever writes to the store could otherwise set a password for a user, or open it, where a
-    gateway lifts a fence.
+    """A writer of the store could otherwise set a user's password, or open the user, when a gateway
+    lifts a fence.
     """
     source = local.servers[Side.SOURCE].client()
     before = source.acl_list()
@@ -244,8 +244,8 @@ async def test_a_fences_record_gives_no_more_than_rights_to_commands(local: Loca
 
 
 async def test_status_pages_are_on_an_address_of_their_own(local: LocalMigration) -> None:
-    """Applications reach the gateway by any address of the machine, and the pages by loopback alone
-    unless told otherwise.
+    """Applications reach the gateway by any address of the machine. The pages are on loopback
+    unless the operator says otherwise.
     """
     gateway = GatewayProcess(local, "--listen", f"0.0.0.0:{local.port}", "--lend-own-address")
     try:
@@ -267,8 +267,8 @@ async def test_status_pages_are_on_an_address_of_their_own(local: LocalMigration
 
 
 def test_slow_readers_hold_no_more_than_a_few_threads() -> None:
-    """300 clients that never end their request, or never read the answer, and a supervisor that
-    asks all the same.
+    """300 clients never end their request, or never read the answer. The supervisor still gets its
+    answers.
     """
     served = StatusServer(
         "127.0.0.1",
@@ -307,7 +307,7 @@ def test_slow_readers_hold_no_more_than_a_few_threads() -> None:
 
 
 async def test_refused_writes_leave_nothing_in_the_control_store(local: LocalMigration) -> None:
-    """2,000 SETs with keys of 16 kB that the source refuses, under a journal of everything."""
+    """2,000 SETs with keys of 16 kB, which the source refuses while every write is journalled."""
     source = local.servers[Side.SOURCE].client()
     source.execute_command("ACL", "SETUSER", "default", "off")
     try:
@@ -351,7 +351,7 @@ def test_roles_need_users_of_their_own() -> None:
 async def test_it_is_known_at_the_switch_that_the_new_authority_asks_for_a_login(
     local: LocalMigration,
 ) -> None:
-    """Until it was asked again, each stranger whose connection ended before an answer was an open
+    """Before, until the next probe, each stranger whose connection ended without an answer opened a
     gap, which blocked the way back.
     """
     for box in local.servers.values():

@@ -161,7 +161,7 @@ class _OfTheAuthority(Contract):
     """Feeds that need no gateway."""
 
     async def test_it_sees_what_no_gateway_can(self, modern: LocalMigration) -> None:
-        """Writers that bypass the gateway, scripts that write keys they do not declare, expiry."""
+        """Writers that bypass the gateway, undeclared keys of scripts, expiry."""
         await self.begin(modern)
         source, target = modern.servers[Side.SOURCE].client(), modern.servers[Side.TARGET].client()
         source.set("bypass", 1)
@@ -202,7 +202,9 @@ class _OfTheAuthority(Contract):
         assert report.keys_follower == report.keys_authority < 4_000
 
     async def test_what_happens_to_groups_of_streams_is_seen(self, modern: LocalMigration) -> None:
-        """And flushes and swaps, by who bypasses the gateway: pushes tell nothing of these."""
+        """So are flushes and swaps by clients that bypass the gateway: tracking pushes report none
+        of these.
+        """
         await self.begin(modern)
         source, target = modern.servers[Side.SOURCE].client(), modern.servers[Side.TARGET].client()
         source.xadd("x", {"a": 1})
@@ -244,7 +246,7 @@ class TestTracking(_OfTheAuthority):
     async def test_it_is_drained_behind_a_fence_there_and_back(
         self, modern: LocalMigration
     ) -> None:
-        """Shown without a write of our own, so that the fence may refuse those too."""
+        """The proof takes no write of ours, so the fence may refuse those too."""
         await self.begin(modern)
         app = modern.app()
         await app.set("k", 1)
@@ -278,8 +280,8 @@ class TestReplicationStream(_OfTheAuthority):
     feed = Feed.REPLICATION
 
     async def test_a_gap_has_everything_looked_at_again(self, modern: LocalMigration) -> None:
-        """The authority restarts empty-handed, so the stream cannot go on: a full resync, and a
-        rescan of both sides.
+        """The authority restarts empty, so the stream cannot continue: a full resync and a rescan
+        of both sides follow.
         """
         await self.begin(modern)
         app, source = modern.app(), modern.servers[Side.SOURCE].client()
@@ -329,7 +331,7 @@ class TestReplicationStream(_OfTheAuthority):
 async def test_a_server_that_would_have_to_save_everything_is_refused(
     make_server: Callable[..., DatabaseServer],
 ) -> None:
-    # Its own: one that ever had a replica has a backlog, and need not save anything
+    # Another server: one that ever had a replica has a backlog, and need not save
     redis62 = make_server(ServerKind.REDIS_62)
     with pytest.raises(DecisionRefused, match="cannot be the change feed"):
         await replication.check_allowed(Endpoint(Side.SOURCE, redis62.address()))
@@ -338,8 +340,8 @@ async def test_a_server_that_would_have_to_save_everything_is_refused(
 async def test_a_stream_that_begins_late_is_proved_all_the_same(
     make_server, valkey91: DatabaseServer, control_server: DatabaseServer, tmp_path: Path
 ) -> None:
-    """A probe that is written before the save begins is in the data that is left away, and never in
-    the stream.
+    """A probe that is written before the save begins is in the skipped data, and never in the
+    stream.
     """
     source = make_server(ServerKind.REDIS_82, repl_diskless_sync_delay="2")
     local = LocalMigration(source, valkey91, control_server, tmp_path, feed=Feed.REPLICATION)
@@ -414,8 +416,8 @@ async def test_a_feed_that_is_named_is_taken_and_one_that_no_fence_goes_with_is_
 
 
 async def test_each_direction_has_the_feed_that_its_authority_allows(local: LocalMigration) -> None:
-    """There by client tracking, back by the replication stream: a script's undeclared keys come
-    over both.
+    """Forward by client tracking, back by the replication stream. Both report a script's undeclared
+    keys.
     """
     chosen = await choose_feeds(local.store, local.plan)
     await local.gateway()

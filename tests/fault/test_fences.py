@@ -108,8 +108,8 @@ async def pair(
 async def test_there_and_back_and_there_again(
     pair: LocalMigration, source: str, target: str
 ) -> None:
-    """Under writes; each time the old side refuses strays, the new one takes writes, and the
-    authority has all that was acknowledged.
+    """Under writes. Each time the old side refuses strays, the new side takes writes, and the
+    authority has every acknowledged write.
     """
     local = pair
     _plan(local, source=source, target=target, **_PROVIDER)
@@ -156,8 +156,8 @@ async def test_there_and_back_and_there_again(
 async def test_the_strongest_that_the_user_may_is_chosen(
     pair: LocalMigration, kind: FenceKind
 ) -> None:
-    """A user that may not change ACLs: on 6.2 scripts pass min-replicas, so that the role is all
-    that is left.
+    """A user without the right to change ACLs. On 6.2 scripts pass min-replicas, so only the role
+    is left.
     """
     local = pair
     address = local.servers[Side.SOURCE].address()
@@ -190,7 +190,7 @@ async def test_the_strongest_that_the_user_may_is_chosen(
 
 
 def _as_default(local: LocalMigration) -> Plan:
-    """The plan of somebody who gives Exodus no user of its own on the source."""
+    """A plan that gives Exodus no user of its own on the source."""
     box = local.servers[Side.SOURCE]
     return local.plan.model_copy(
         update={
@@ -200,7 +200,7 @@ def _as_default(local: LocalMigration) -> Plan:
 
 
 async def test_a_feed_that_leaves_no_fence_is_not_chosen(local: LocalMigration) -> None:
-    """Redis 6.2 with its default user can only be fenced as a replica, and then no feed of its own
+    """With its default user, Redis 6.2 can only be fenced as a replica. Then none of its own feeds
     can be read.
     """
     chosen = await choose_feed(_as_default(local), Side.SOURCE)
@@ -287,8 +287,8 @@ async def test_a_provider_s_fence_needs_a_person_s_word_for_each_switch(
 async def test_a_gateway_holds_behind_a_provider_s_fence_until_it_is_told(
     make_server, redis62: DatabaseServer, valkey91: DatabaseServer, tmp_path: Path
 ) -> None:  # type: ignore[no-untyped-def]
-    """No server would refuse what a gateway let go by itself, so one that cannot read the route
-    waits for it.
+    """No server would refuse writes that a gateway releases on its own. So a gateway that cannot
+    read the route waits.
     """
     control = make_server(valkey91.kind, appendonly="yes")
     local = LocalMigration(redis62, valkey91, control, tmp_path, hold_seconds_max=0.5)
@@ -308,8 +308,8 @@ async def test_a_gateway_holds_behind_a_provider_s_fence_until_it_is_told(
 
 
 async def test_who_was_frozen_before_it_took_its_rights_takes_none(local: LocalMigration) -> None:
-    """Race rule 6: a switch that looked, froze, and wakes when another one went there and back
-    changes neither guard, and puts no fence up.
+    """Race rule 6: a switch looks and freezes. Another one goes there and back. The first wakes,
+    changes neither guard, and raises no fence.
     """
     await _ready(local)
     frozen = Switch(local.store, local.plan, Side.TARGET, await read_route(local.store))
@@ -387,8 +387,8 @@ async def test_a_fenced_server_that_was_restarted_is_fenced_again_by_a_gateway(
 
 
 def _take_dump(told: str, local: LocalMigration, kind: str, folder: Path) -> None:
-    """Run the command of the checklist as it stands there; behind a fence that makes a replica
-    there is none.
+    """Run the command of the checklist as written. Behind a fence that makes a replica there is
+    none.
     """
     if kind == "replica":
         assert "BGSAVE" in told
@@ -452,7 +452,7 @@ async def test_a_migration_is_finalised_behind_each_fence(
 ) -> None:
     _plan(pair, source=kind)
     await _ready(pair)
-    # A source that once had a replica counts on: what its last state is read by may not write
+    # A source that ever had a replica advances its offset: reading its last state must not write
     if kind == "acl":
         with socket.create_connection(
             ("127.0.0.1", pair.servers[Side.SOURCE].port), timeout=10
@@ -519,7 +519,7 @@ async def test_an_abandoned_migration_leaves_no_fence(modern: LocalMigration, ki
 async def test_back_by_force_behind_a_fence_that_keeps_exodus_out(
     pair: LocalMigration, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And a migration is abandoned although its target is dead; what could not be cleaned is
+    """A migration is abandoned although its target is dead. What could not be cleaned up is
     listed.
     """
     _plan(pair, source="replica")
@@ -547,7 +547,7 @@ async def test_back_by_force_behind_a_fence_that_keeps_exodus_out(
 async def test_live_sync_is_stopped_although_the_target_is_dead(
     local: LocalMigration, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A rollback before a cutover; who was frozen is refused by the next epoch's right."""
+    """In a rollback before a cutover. The next epoch's grant refuses a syncer that was frozen."""
     await _ready(local)
     monkeypatch.setattr("exodus.net.connect.CONNECT_TIMEOUT_S", 0.2)
     monkeypatch.setattr("exodus.net.leg.REPLY_TIMEOUT_S", 0.2)

@@ -1,5 +1,5 @@
-"""What is verified since its last write, what is dirty, what was never verified: exact through
-writes, restarts, flushes and passes.
+"""Which keys are verified since their last write, dirty, or never verified: exact through writes,
+restarts, flushes and passes.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ async def test_dirty_keys_are_compared_and_forgotten(
         return state.share == 1.0 and state.pass_age_s is not None
 
     await until(all_verified, within_s=15, otherwise="the pass was not taken up")
-    # Comparing is kept from happening: what is written stays dirty, each key once.
+    # Comparing is prevented: a written key stays dirty, and counts once.
     real, gate = recheck.Keeper._compare, asyncio.Event()
 
     async def held(self: recheck.Keeper, *args: object) -> None:
@@ -118,13 +118,13 @@ async def test_dirty_keys_are_compared_and_forgotten(
         )
 
     await until(counted, within_s=10, otherwise="not every written key is dirty")
-    # A restart forgets nothing: the journal since the pass is read again.
+    # A restart loses nothing: the journal since the pass is read again.
     monkeypatch.setattr(recheck.Keeper, "_compare", real)
     syncer, task = local.syncers.pop("syncer-1")
     gate.set()
     syncer.stop()
     await task
-    # While nobody looks: it was written since the pass, so it is compared, and found
+    # Nothing reads the journal meanwhile. The key was written since the pass, so it is compared
     target.set("k5", "spoiled")
     await local.syncer("syncer-2")
 
@@ -153,7 +153,7 @@ async def test_after_a_flush_a_new_pass_is_needed(local: LocalMigration) -> None
 
     async def unknown() -> bool:
         state = await read_freshness(local.store, local.plan.partitions)
-        # Nobody need wait for lanes: only a pass can tell
+        # No lane is waited for: only a pass can tell
         return state.never > 0 and state.overflowed > 0
 
     await until(unknown, within_s=15, otherwise="the flush changed nothing")

@@ -1,4 +1,4 @@
-"""Function libraries are carried by their code, both ways, and those that cannot be are named."""
+"""Function libraries are carried over by their code, both ways. Those that cannot be are named."""
 
 from __future__ import annotations
 

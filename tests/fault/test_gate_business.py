@@ -147,7 +147,7 @@ async def test_code_runs_only_where_nobody_else_can_put_it(local: LocalMigration
     folder = _folder(local, code)
     plan = _plan(local, business_folder=folder)
     assert _red(await _rows(local, plan)) == {}
-    # Somebody wrote another folder into the control store
+    # Another client wrote this folder into the control store
     with pytest.raises(OperatorError, match="not run") as caught:
         await check_business(plan, local.plan, local.store)
     assert "only where both agree" in caught.value.why
@@ -194,7 +194,7 @@ def test_a_read_only_client_reads_and_refuses_the_rest(local: LocalMigration) ->
 
 
 class Service:
-    """A webhook that answers what it is told to."""
+    """A webhook with the answer that the test gives it."""
 
     def __init__(self) -> None:
         self.asked: list[dict] = []

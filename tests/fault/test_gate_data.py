@@ -1,5 +1,5 @@
-"""The trial copy of Test on real servers: each planted defect turns its row red, by name; a source
-that is written meanwhile turns none.
+"""The trial copy of Test on real servers: each planted defect turns its row red, by name. Writes to
+the source meanwhile turn no row red.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def _fill(local: LocalMigration) -> None:
 
 
 class Defect(NamedTuple):
-    """What goes wrong with the copy, and the row that tells of it."""
+    """What goes wrong with the copy, and the row that reports it."""
 
     name: str
     planted: tuple[object, ...]
@@ -94,7 +94,7 @@ async def test_a_copy_is_equal_and_nothing_is_left(local: LocalMigration) -> Non
 
 
 async def test_each_planted_defect_is_found_by_name(local: LocalMigration) -> None:
-    """Over one source: each is planted on a copy of its own."""
+    """All over one source, each on a copy of its own."""
     _fill(local)
     plan = _plan(local, data_keys=1_000)
     for defect in DEFECTS:
@@ -163,7 +163,7 @@ async def test_memory_that_does_not_suffice_is_found(local: LocalMigration) -> N
 async def test_a_target_that_is_full_before_the_copy_ends_is_found(
     local: LocalMigration, room: int
 ) -> None:
-    """Its own row is red, and no key that was copied is called different."""
+    """Its own row is red, and no copied key is called different."""
     _fill(local)
     with local.servers[Side.SOURCE].client() as source:
         for number in range(100):
@@ -197,7 +197,7 @@ async def test_what_a_dead_run_left_is_removed_and_nothing_of_others(
 
 
 async def test_a_report_of_somebody_else_removes_nothing(local: LocalMigration) -> None:
-    """The control store may be written to by others: no key of database 0 goes because of it."""
+    """Others may write to the control store. No key of database 0 is removed because of that."""
     with local.servers[Side.TARGET].client() as target:
         target.set("order:1", 1)
         report = {"database": 0, "keys": [b"order:1".hex()]}

@@ -68,7 +68,7 @@ async def _observed(local: LocalMigration, latency_us: int = 2_000) -> Workload:
 
 @contextmanager
 def _stalling(local: LocalMigration) -> Iterator[None]:
-    """The target stands still for 100 ms again and again."""
+    """Stop the target for 100 ms, repeatedly."""
     target, stop = local.servers[Side.TARGET], threading.Event()
 
     def pulse() -> None:
@@ -126,7 +126,7 @@ async def test_a_target_that_refuses_or_evicts_is_found(local: LocalMigration) -
 
 
 async def test_the_budget_ends_it(local: LocalMigration) -> None:
-    """A source that cannot bear more is not asked to."""
+    """A source that has reached its budget is asked no more."""
     await _observed(local, latency_us=200_000)
     plan = _plan(local, load_seconds=2.5)
     plan = plan.model_copy(update={"budget": Budget(probe_ms_added_max=1.0)})

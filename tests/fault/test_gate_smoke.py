@@ -79,7 +79,7 @@ async def test_nothing_is_red_where_nothing_is_wrong_and_nothing_is_left(
 
 
 class Defect(NamedTuple):
-    """What is wrong, and the row that tells of it."""
+    """The defect, and the row that reports it."""
 
     name: str
     plant: Callable[[redis.Redis, redis.Redis], object]  # source, target
@@ -316,7 +316,7 @@ async def test_a_check_that_cannot_be_run_has_failed(local: LocalMigration) -> N
 async def test_with_the_users_of_its_roles_nothing_is_red(
     make_server: Callable[..., DatabaseServer], control_server: DatabaseServer, tmp_path: Path
 ) -> None:
-    """What those users may not ask is said, and not taken for a defect."""
+    """What these users may not ask is reported as such, not as a defect."""
     kinds = {Side.SOURCE: ServerKind.REDIS_62, Side.TARGET: ServerKind.VALKEY_91}
     servers = {side: make_server(kind) for side, kind in kinds.items()}
     own, users = make_users(servers, dict.fromkeys(Side, Wanted()), tmp_path)

@@ -1,5 +1,5 @@
-"""A batch of writes under its guard: answers that are known beforehand are not taken apart, all
-others are, and neither disturbs what follows.
+"""A batch of writes under its guard: expected answers are not parsed, all others are, and neither
+disturbs what follows.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
-"""Requests that once hid a write from the journal, on real servers: each is marked, or is a gap,
-before a hold says "flushed".
+"""Requests that once hid a write from the journal: each is marked, or is a gap, before a hold says
+"flushed".
 """
 
 from __future__ import annotations
@@ -31,7 +31,9 @@ pytestmark = pytest.mark.fault
 
 
 async def _talk(port: int, *parts: bytes, quiet_s: float = 0.15) -> bytes:
-    """Send the parts one after the other; what came back, and whether the connection ended."""
+    """Send the parts one after the other. Return what came back, and whether the connection
+    ended.
+    """
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     said = b""
     try:
@@ -51,7 +53,7 @@ async def _talk(port: int, *parts: bytes, quiet_s: float = 0.15) -> bytes:
 
 
 async def _changes(local: LocalMigration, work: Callable[[], Awaitable[object]]) -> Changes:
-    """What the journal has of a piece of work."""
+    """Return the journal entries that some work caused."""
     before = await journal.ends(local.store, local.plan.partitions)
     await work()
     await local.flushed()
@@ -105,8 +107,8 @@ async def renaming(
 async def test_a_database_that_is_not_there_drops_no_batch(
     journalled: LocalMigration, request_: tuple[object, ...]
 ) -> None:
-    """A2: packing such a key raised, and the batch with the write behind it was gone, with nothing
-    unflushed.
+    """A2: packing such a key raised. The batch with the write behind it was gone, and nothing
+    counted as unflushed.
     """
     changes = await _changes(
         journalled, lambda: _talk(journalled.port, encode(*request_) + encode("SET", "behind", "v"))
@@ -120,7 +122,7 @@ async def test_a_database_that_is_not_there_drops_no_batch(
 
 
 async def test_renamed_commands_are_read_as_what_they_are(renaming: LocalMigration) -> None:
-    """A4: a renamed HSET was not copied, and a renamed FLUSHALL left no barrier."""
+    """A4: before, a renamed HSET was not copied, and a renamed FLUSHALL left no barrier."""
     changes = await _changes(renaming, lambda: _talk(renaming.port, encode("XHSET", "h", "f", "v")))
     assert changes.keys == [(0, b"h")]
     changes = await _changes(renaming, lambda: _talk(renaming.port, encode("xhset", "i", "f", "v")))
@@ -136,7 +138,7 @@ async def test_renamed_commands_are_read_as_what_they_are(renaming: LocalMigrati
 async def test_a_renamed_select_that_was_not_known_yet_is_a_gap_and_then_a_select(
     renaming: LocalMigration,
 ) -> None:
-    """Its first use changed the session before anybody knew."""
+    """Its first use changed the session before the gateway knew its name."""
     await _changes(renaming, lambda: _talk(renaming.port, encode("xselect", 2)))
     assert _gaps(renaming)
     changes = await _changes(
@@ -179,7 +181,7 @@ async def test_a_command_that_the_server_refuses_is_neither_marked_nor_a_gap(
 async def test_a_flush_with_replies_off_is_a_barrier(
     journalled: LocalMigration, silence: tuple[str, ...], work: tuple[tuple[str, ...], ...]
 ) -> None:
-    """A5: flushed keys came back at the cutover."""
+    """A5: before, flushed keys came back at the cutover."""
     changes = await _changes(
         journalled, lambda: _talk(journalled.port, encode(*silence) + encode_many(work))
     )
@@ -191,7 +193,7 @@ async def test_a_flush_with_replies_off_is_a_barrier(
 async def test_a_flush_in_a_transaction_survives_the_death_of_the_gateway(
     journalled: LocalMigration,
 ) -> None:
-    """A5: EXEC was under way, and its barrier stood in no intent log."""
+    """A5: EXEC was in flight, and its barrier was in no intent log."""
     gateway, _ = journalled.gateways["gw-1"]
     source = journalled.servers[Side.SOURCE]
     _, writer = await asyncio.open_connection("127.0.0.1", journalled.port)
@@ -232,7 +234,7 @@ async def test_a_request_that_only_the_server_can_read_is_a_gap_from_its_first_b
 
 
 async def test_a_request_that_nobody_can_read_is_no_gap(journalled: LocalMigration) -> None:
-    """Else every stranger could block a cutover."""
+    """Otherwise every stranger could block a cutover."""
     for data in (
         b'ECHO "a"b\r\n',
         b"*1\r\n+oops\r\n",
@@ -247,7 +249,7 @@ async def test_a_request_that_nobody_can_read_is_no_gap(journalled: LocalMigrati
 async def test_a_value_that_is_announced_too_long_is_refused_at_once(
     journalled: LocalMigration,
 ) -> None:
-    """A20: the gateway waited for the rest of it."""
+    """A20: before, the gateway waited for the rest of it."""
     data = b"*3\r\n$3\r\nSET\r\n$1\r\nk\r\n$536870913\r\n"
     direct = await _talk(journalled.servers[Side.SOURCE].port, data)
     assert direct.startswith(b"-ERR Protocol error: invalid bulk length")
@@ -255,7 +257,7 @@ async def test_a_value_that_is_announced_too_long_is_refused_at_once(
 
 
 async def test_scripts_open_a_gap_where_the_journal_is_the_feed(journalled: LocalMigration) -> None:
-    """A3: a script that declares one key and writes two looked like a write of one."""
+    """A3: a script that declared one key and wrote two counted as a write of one."""
     script = encode(
         "EVAL", "redis.call('SET',KEYS[1],'1') redis.call('SET','computed','1')", 1, "declared"
     )
@@ -332,7 +334,7 @@ async def test_an_iteration_goes_on_over_any_connection_of_the_pool_and_skips_no
 async def test_scripts_are_there_in_the_middle_of_a_transaction_after_the_switch(
     migrating: LocalMigration,
 ) -> None:
-    """A13: the client believes that its script is loaded, since its connection never broke."""
+    """A13: the client's connection never broke, so the client relies on its loaded script."""
     app = migrating.app(single_connection_client=True)
     loaded = await app.script_load("return redis.call('INCR', KEYS[1])")
     await app.eval("return redis.call('INCRBY', KEYS[1], 10)", 1, "run")
@@ -368,7 +370,9 @@ async def test_a_script_whose_text_was_never_seen_is_counted(migrating: LocalMig
 async def test_a_login_that_hello_brought_is_the_sessions_on_the_new_side(
     migrating: LocalMigration,
 ) -> None:
-    """A later HELLO without one took its place, and the session was `default` on the target."""
+    """Before, a later HELLO without a login replaced it, and the session was `default` on the
+    target.
+    """
     for box in migrating.servers.values():
         with box.client() as client:
             client.acl_setuser(
@@ -394,7 +398,7 @@ async def test_a_login_that_hello_brought_is_the_sessions_on_the_new_side(
 
 
 async def test_a_long_key_is_marked_like_any_other(journalled: LocalMigration) -> None:
-    """A14: a key of 70 kB was a gap that opened again at each write of it."""
+    """A14: before, each write of a key of 70 kB opened a gap."""
     long: Key = (0, b"k" * 70_000)
     changes = await _changes(
         journalled,
@@ -409,9 +413,7 @@ async def test_a_long_key_is_marked_like_any_other(journalled: LocalMigration) -
 async def test_a_transaction_that_the_new_side_refuses_to_begin_runs_nothing_there(
     migrating: LocalMigration,
 ) -> None:
-    """Principle 6: behind a MULTI that is refused, its requests would be executed one by one,
-    before any EXEC.
-    """
+    """Principle 6: behind a refused MULTI, its requests would run one by one before any EXEC."""
     target = migrating.servers[Side.TARGET]
     for box in migrating.servers.values():
         with box.client() as client:
@@ -443,7 +445,7 @@ async def test_a_transaction_that_the_new_side_refuses_to_begin_runs_nothing_the
 async def test_a_name_that_the_target_does_not_know_blocks_the_cutover(
     renaming: LocalMigration,
 ) -> None:
-    """Applications would get an error for it from the cutover on."""
+    """After the cutover, applications would get an error for it."""
     await renaming.syncer()
     await renaming.start_live_sync()
     await _talk(renaming.port, encode("XHSET", "h", "f", "v"))

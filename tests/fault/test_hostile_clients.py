@@ -1,4 +1,4 @@
-"""200 clients without a login do at once whatever a stranger can, while the self-checking
+"""200 clients without a login do whatever a stranger can, all at once, while the self-checking
 application runs through a cutover and back.
 """
 
@@ -36,7 +36,7 @@ _ATTEMPTS = 3  # of a switch: strangers may cost one its time limit, and it is t
 
 @asynccontextmanager
 async def _strangers(ports: list[int], seconds: float) -> AsyncIterator[dict[str, int]]:
-    """What they did, once it has ended."""
+    """Run the strangers; the yielded counts are complete at the end."""
     done: dict[str, int] = {}
     command = [
         sys.executable,
@@ -61,7 +61,7 @@ async def _strangers(ports: list[int], seconds: float) -> AsyncIterator[dict[str
 
 
 async def _latencies_ms(port: int, seconds: float) -> list[float]:
-    """Of a read of the application's, a hundred times a second; in order of size."""
+    """Return the latencies of a read, made a hundred times a second, in ascending order."""
     found: list[float] = []
     async with redis.Redis(port=port, password=_PASSWORD) as client:
         ends = time.monotonic() + seconds
@@ -77,7 +77,7 @@ async def _latencies_ms(port: int, seconds: float) -> list[float]:
 
 
 async def _switch(fleet: Fleet, to: Side) -> list[str]:
-    """Until it switched; what came of each attempt."""
+    """Try until it switched; return the outcome of each attempt."""
     outcomes: list[str] = []
     while not outcomes or (outcomes[-1] != "switched" and len(outcomes) < _ATTEMPTS):
         switcher = fleet.switcher(to)

@@ -1,5 +1,5 @@
-"""What the servers may bear: a budget that is kept and can be changed while running, and a target
-without room.
+"""The impact budget of the servers: kept, changeable while a copy runs. And a target without
+room.
 """
 
 from __future__ import annotations
@@ -64,8 +64,8 @@ _SPIN = "local n = 0 for i = 1, 300000 do n = n + i end return n"
 async def test_a_share_of_a_core_is_what_exodus_adds_to_the_applications_load(
     local: LocalMigration, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Applications that use a whole core, before it begins or only later, do not slow the copy.
-    What it adds itself does.
+    """Applications that use a whole core do not slow the copy, whenever they begin. The copy's own
+    load does.
     """
     monkeypatch.setattr(impact, "REST_EVERY_MS", 2_000)
     caplog.set_level("INFO", logger="exodus.copy.impact")
@@ -135,7 +135,7 @@ async def test_a_share_of_a_core_is_what_exodus_adds_to_the_applications_load(
 
 
 async def test_the_probe_tells_what_other_clients_feel(local: LocalMigration) -> None:
-    """Something else blocks the server: bulk readers give way."""
+    """Something else blocks the server: bulk readers slow down."""
     source = local.servers[Side.SOURCE].client()
     budget = Budget(probe_ms_added_max=5.0)
     async with Pace(
@@ -184,7 +184,9 @@ async def test_a_target_without_room_pauses_the_copy_and_it_goes_on_by_itself(
 async def test_a_replica_of_the_target_that_falls_behind_holds_the_copy(
     local: LocalMigration, make_server, monkeypatch: pytest.MonkeyPatch
 ) -> None:  # type: ignore[no-untyped-def]
-    """Or the target's output buffer for it would grow to its limit, and the replica be dropped."""
+    """Otherwise the target's output buffer would reach its limit, and the target would drop the
+    replica.
+    """
     monkeypatch.setattr(impact, "IMPACT_LOOK_EVERY_S", 0.0)
     _fill(local, 60_000, "x" * 500)
     local.plan = local.plan.model_copy(

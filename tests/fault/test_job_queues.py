@@ -1,7 +1,8 @@
-"""Job queues go through a whole migration, there and back: no job is lost, and none is done twice.
+"""Job queues go through a whole migration and back: no job is lost, none is done twice.
 
-Their scripts compute keys that no request declares, so this holds only where the change feed hears
-of them, or every key is compared while writes are held (tests/support/jobs has the programs).
+Their scripts write keys that no request declares. So this holds only where the change feed reports
+those keys, or where every key is compared while writes are held. The programs are in
+tests/support/jobs.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
-"""The journal's promise: a batch is unflushed until it is in the journal, the spool or a gap, and
-what the store lost is noticed.
+"""The journal's promise: a batch counts as unflushed until it is in the journal, the spool or a
+gap. What the store lost is noticed.
 """
 
 from __future__ import annotations
@@ -128,7 +128,7 @@ def aof(box: DatabaseServer) -> Path:
 
 
 async def cut(local: LocalMigration, size: int) -> None:
-    """The control store dies, and of its file only so many bytes were on the disk."""
+    """The control store dies, and its file keeps only so many bytes."""
     local.control.kill()
     with aof(local.control).open("r+b") as file:
         file.truncate(size)
@@ -139,7 +139,7 @@ async def cut(local: LocalMigration, size: int) -> None:
 async def lossy(
     redis62: DatabaseServer, valkey91: DatabaseServer, make_server, folder: Path
 ) -> LocalMigration:  # type: ignore[no-untyped-def]
-    """a local migration whose control store can be cut."""
+    """A local migration with a control store that can be cut."""
     control = make_server(ServerKind.VALKEY_91, appendonly="yes", appendfsync="everysec")
     local = LocalMigration(redis62, valkey91, control, folder)
     await local.open()
@@ -184,7 +184,7 @@ async def test_entries_that_the_store_lost_are_journalled_again(
 async def test_entries_that_the_store_lost_after_it_had_fsynced_them_are_a_gap(
     redis62: DatabaseServer, valkey91: DatabaseServer, make_server, tmp_path: Path
 ) -> None:
-    """An older copy of the store, or a replica far behind: the intents are gone, so nobody can name
+    """An older copy of the store, or a replica far behind. The intents are gone, so nobody can name
     the keys.
     """
     local = await lossy(redis62, valkey91, make_server, tmp_path)
@@ -251,7 +251,7 @@ async def test_a_second_gateway_of_one_id_refuses_to_start_while_the_first_is_al
 async def test_two_gateways_of_one_id_are_two_registrations(
     local: LocalMigration, tmp_path: Path
 ) -> None:
-    """The control store was away when the second began, so nothing told it."""
+    """The control store was away when the second one began, so nothing warned it."""
     await local.gateway()
     await local.change(why="the first has beaten")
     options = GatewayOptions("gw-1", tmp_path / "second", "127.0.0.1", 0, drain_s=0.1)

@@ -1,9 +1,8 @@
-"""Keys of millions of elements: copied whole, by commands that are all short, while other clients
-are served.
+"""Keys of millions of elements: copied whole, by short commands, while other clients are served.
 
-The short form has keys just large enough to go in pieces; FULL=1 has 2,000,000 elements in each
-type and a string of 512 MB. How long other clients waited is printed (`pytest -s`), never asserted:
-what is asserted is its cause, that no command on either side is about a whole key.
+The short form has keys just large enough to go in pieces. FULL=1 has 2,000,000 elements in each
+type and a string of 512 MB. How long other clients waited is printed (`pytest -s`), and not
+asserted. The test asserts the cause: no command on either side touches a whole key.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ _STEP = 10_000
 
 
 def fill_huge(client: redis.Redis) -> set[bytes]:
-    """One key of each type, in commands of `_STEP` elements."""
+    """Write one key of each type, by commands of `_STEP` elements."""
     for start in range(0, ELEMENTS, _STEP):
         part = range(start, start + _STEP)
         pipe = client.pipeline(transaction=False)
@@ -52,7 +51,7 @@ def fill_huge(client: redis.Redis) -> set[bytes]:
 
 
 async def pinger(box: DatabaseServer) -> asyncio.subprocess.Process:
-    """Another client, which asks for a small thing all the while."""
+    """Another client, which makes small requests all the while."""
     address = box.address()
     arguments = ["-m", "tests.support.pinger", str(box.port), address.username or "default"]
     pipe = asyncio.subprocess.PIPE
@@ -65,7 +64,7 @@ async def pinger(box: DatabaseServer) -> asyncio.subprocess.Process:
 
 
 def calls(box: DatabaseServer) -> dict[str, int]:
-    """How often each command was run."""
+    """Return how often each command ran."""
     stats = box.client().info("commandstats")
     return {name: stats.get(f"cmdstat_{name}", {}).get("calls", 0) for name in WHOLE}
 

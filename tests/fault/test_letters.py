@@ -1,5 +1,5 @@
-"""Keys that cannot be carried: accepted by name or repaired, and nothing else lets a migration go
-on.
+"""Keys that cannot be carried: a person accepts them by name, or they are repaired. Nothing else
+lets a migration continue.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.fault
 async def downgrade(
     redis82: DatabaseServer, redis62: DatabaseServer, control_server: DatabaseServer, tmp_path: Path
 ) -> AsyncIterator[LocalMigration]:
-    """To a server that has no expiry of hash fields."""
+    """A migration to a server without expiry of hash fields."""
     local = LocalMigration(redis82, redis62, control_server, tmp_path)
     await local.open()
     client = redis82.client()

@@ -1,5 +1,5 @@
-"""Postponing, releasing and giving up a switch; its window; settling what a dead one left; going
-back by force.
+"""Postponing, releasing and aborting a switch; its window; settling what a dead one left; rollback
+by force.
 """
 
 from __future__ import annotations
@@ -88,8 +88,8 @@ async def test_a_switch_that_is_called_off_while_it_waits_changes_nothing(
 async def test_a_switch_that_is_given_up_at_any_step_is_undone(
     ready: LocalMigration, step: str
 ) -> None:
-    """By somebody else, while it holds writes: it finds the route changed, and the fence and the
-    writers' rights are as before.
+    """Another process gives it up while it holds writes. It finds the route changed; the fence and
+    the write grants are as before.
     """
     aborting: list[asyncio.Task] = []
     original = switch.apply
@@ -169,8 +169,8 @@ async def test_a_second_switch_may_not_begin_while_writes_are_held(ready: LocalM
 async def test_a_dead_target_is_left_behind_with_a_list_of_what_stays_there(
     ready: LocalMigration,
 ) -> None:
-    """Frozen, so that what it holds can be looked at afterwards. When it comes back, nothing of
-    ours writes there.
+    """The target is frozen, so that its data can be looked at afterwards. When it comes back, no
+    writer of ours writes there.
     """
     target = ready.servers[Side.TARGET]
     app = ready.app()

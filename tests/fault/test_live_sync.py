@@ -1,5 +1,5 @@
-"""Syncers among themselves: partitions are shared, taken over from a dead one, and a hot key costs
-a bounded number of copies.
+"""Several syncers: they share partitions, take over a dead one's, and copy a hot key a bounded
+number of times.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ pytestmark = pytest.mark.fault
 
 
 async def test_a_right_that_comes_after_its_route_is_taken(local: LocalMigration) -> None:
-    """A switch was given up by a gateway: the new route is out before the follower is told whose
-    right it is now (seed 135 of the drawn faults).
+    """A gateway gave a switch up: the new route is published before the follower gets the new write
+    grant (seed 135 of the drawn faults).
     """
     await local.gateway()
     syncer = await local.syncer()
@@ -56,7 +56,7 @@ async def test_a_right_that_comes_after_its_route_is_taken(local: LocalMigration
 async def test_an_error_of_exodus_does_not_end_live_sync(
     local: LocalMigration, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whatever ends the lanes, they begin again, and the heartbeat says what it was."""
+    """Whatever ends the lanes, they start again, and the heartbeat gives the reason."""
     planted = iter([RuntimeError("planted")])
     real = Lanes._sync
 
@@ -80,7 +80,7 @@ async def test_an_error_of_exodus_does_not_end_live_sync(
 async def test_leases_last_through_a_long_rescan(
     local: LocalMigration, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Another syncer would begin the same rescan, and both would look at every key."""
+    """Otherwise another syncer would begin the same rescan, and both would read every key."""
     seen: list[set[bytes]] = []
 
     async def long(*_: object) -> int:
@@ -106,7 +106,7 @@ async def test_leases_last_through_a_long_rescan(
 async def test_what_live_sync_stands_at_is_told(
     local: LocalMigration, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A follower that does not answer: the heartbeat says which step waits, and for which keys."""
+    """The follower does not answer. The heartbeat names the step that waits, and its keys."""
     monkeypatch.setattr(lanes, "LANES_STANDING_S", 0.5)
     await local.gateway()
     syncer = await local.syncer()
@@ -135,8 +135,8 @@ async def test_syncers_share_partitions_and_take_over_from_a_dead_one(
     control_server: DatabaseServer,
     tmp_path: Path,
 ) -> None:
-    """Two processes have half of the partitions each; after kill -9 of one the other has all, and
-    nothing is missing.
+    """Each of two processes has half of the partitions. After kill -9 of one, the other has all,
+    and nothing is missing.
     """
     fleet = Fleet(redis62, valkey91, control_server, tmp_path / "fleet", gateways=1)
     await fleet.open()
@@ -203,8 +203,8 @@ async def test_a_hot_key_is_copied_far_less_often_than_it_is_written(local: Loca
 async def test_a_probe_key_shows_when_a_write_is_seen_at_the_follower(
     local: LocalMigration,
 ) -> None:
-    """Through the gateway, and removed again; where there is no gateway it is said why nothing is
-    measured.
+    """The probe goes through the gateway and is removed again. Without a gateway, status says why
+    nothing is measured.
     """
     local.plan = local.plan.model_copy(update={"gateway": Listen(port=local.port)})
     await local.store.save_plan(local.plan)
@@ -233,7 +233,7 @@ async def test_a_probe_key_shows_when_a_write_is_seen_at_the_follower(
 async def test_an_epoch_that_ends_leaves_no_connection_however_often_it_is_cancelled(
     modern: LocalMigration, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Who ends tasks cancels them again and again, also while they give their connections back."""
+    """Tasks may be cancelled repeatedly, even while they return their connections."""
     monkeypatch.setattr(cancellation, "CANCEL_AGAIN_S", 0.0)
     modern.plan = modern.plan.model_copy(update={"feed": Feed.REPLICATION})
     await modern.store.save_plan(modern.plan)
@@ -268,7 +268,9 @@ async def test_an_epoch_that_ends_leaves_no_connection_however_often_it_is_cance
 async def test_a_list_that_grows_is_warned_of_once(
     local: LocalMigration, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Each write of it copies all of it: what that costs is told, with the key and the remedy."""
+    """Each write of it copies the whole list. The warning names the cost, the key and the
+    remedy.
+    """
     await local.gateway()
     syncer = await local.syncer()
     await local.start_live_sync()

@@ -1,5 +1,5 @@
-"""Servers that come back with less than they had: noticed, said, and made equal again before
-anybody can switch.
+"""Servers that come back with less than they had: noticed, reported, and made equal before anybody
+can switch.
 """
 
 from __future__ import annotations
@@ -66,8 +66,8 @@ async def _opened(local: LocalMigration, side: Side) -> str:
 async def test_a_target_that_comes_back_empty_is_filled_again_while_writes_go_on(
     make_server, redis62: DatabaseServer, control_server: DatabaseServer, tmp_path: Path
 ) -> None:
-    """As before a cutover: the switch is refused with the reason, and goes through once both sides
-    are equal.
+    """Before a cutover. The switch is refused with the reason, and works once both sides are
+    equal.
     """
     target = make_server(ServerKind.VALKEY_91)
     local = await _local(redis62, target, control_server, tmp_path)
@@ -99,7 +99,7 @@ async def test_a_target_that_comes_back_empty_is_filled_again_while_writes_go_on
         await local.drained()
         assert (await local.verify()).divergences == []
         fresh = await freshness.read_freshness(local.store, local.plan.partitions)
-        assert fresh.pass_age_s is not None  # the comparison counts as the verification that it is
+        assert fresh.pass_age_s is not None  # the comparison counts as a verification
         await switch.apply(local.store, local.plan, Side.TARGET)
         assert await local.app().get("k1") == b"1"
     finally:
@@ -137,7 +137,7 @@ async def test_a_target_emptied_in_the_middle_of_the_backfill_is_filled_again(
 async def test_a_target_that_comes_back_from_an_older_snapshot(
     make_server, redis62: DatabaseServer, control_server: DatabaseServer, tmp_path: Path
 ) -> None:
-    """With nothing written after: the restart is noticed all the same."""
+    """Nothing is written afterwards. The restart is noticed all the same."""
     target = make_server(ServerKind.VALKEY_91)
     local = await _local(redis62, target, control_server, tmp_path)
     try:
@@ -173,8 +173,8 @@ async def test_a_source_that_comes_back_older_loses_nothing_more(
     tmp_path: Path,
     feed: Feed,
 ) -> None:
-    """What only the target has by then is kept and named, until a person says that it may go; also
-    where the feed has a gap.
+    """Keys that only the target has are kept and named until a person says that they may go, also
+    while the feed has a gap.
     """
     source = make_server(
         ServerKind.REDIS_82 if feed is Feed.REPLICATION else ServerKind.REDIS_62,
@@ -232,7 +232,7 @@ async def test_a_source_that_comes_back_older_loses_nothing_more(
 async def test_another_server_with_keys_of_others_is_not_written_to(
     make_server, redis62: DatabaseServer, control_server: DatabaseServer, tmp_path: Path
 ) -> None:
-    """It may be the wrong one; emptied, it is filled."""
+    """It may be the wrong server. Once it is empty, it is filled."""
     target = make_server(ServerKind.VALKEY_91)
     local = await _local(redis62, target, control_server, tmp_path)
     try:

@@ -1,5 +1,5 @@
 """Applications keep the credentials that the source knows, although the target knows others: in
-sessions that are carried, and in new ones.
+sessions that are handed over, and in new ones.
 """
 
 from __future__ import annotations

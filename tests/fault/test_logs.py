@@ -1,4 +1,4 @@
-"""What gateway, syncer and comparer say in their logs: each change once, with its reason."""
+"""The logs of gateway, syncer and comparer: each change once, with its reason."""
 
 from __future__ import annotations
 

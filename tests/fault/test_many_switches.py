@@ -1,8 +1,8 @@
-"""Cutovers and rollbacks in a row, two gateways, under the self-checking application and clients on
-shared keys, of three client libraries each.
+"""Cutovers and rollbacks in a row, through two gateways, under the self-checking application and
+clients on shared keys, with three client libraries each.
 
-FULL=1: fifty of them. A second application writes to a database of its own, since one process does
-not suffice.
+FULL=1: fifty of them. A second application, in a process of its own, writes to a database of its
+own.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ class OwnProcess:
         self._began = time.monotonic()
 
     async def end(self, box: DatabaseServer) -> float:
-        """Stop it, and hold it against its authority; writes that were acknowledged a second."""
+        """Stop it, compare it with its authority, and return the acknowledged writes per second."""
         (self._folder / "stop").touch()
         seconds = time.monotonic() - self._began
         await asyncio.to_thread(self.process.wait, 90)
@@ -141,8 +141,8 @@ def beside(fleet: Fleet, tmp_path: Path) -> Iterator[list[OwnProcess]]:
 async def _one_with_a_gateway_that_sleeps_through_it(
     fleet: Fleet, application: Application
 ) -> None:
-    """Frozen when it had said that it holds, with writes in its hands, and woken when everything
-    was over: they go to the new side only.
+    """The gateway freezes after it said that it holds, with writes in its hands. It wakes when all
+    is over. These writes go to the new side only.
     """
     sleeper = fleet.members["gateway-2"]
 
@@ -166,8 +166,8 @@ async def _one_with_a_gateway_that_sleeps_through_it(
 
 
 async def test_there_and_back_again_and_again(fleet: Fleet, beside: list[OwnProcess]) -> None:
-    """Nothing lost, doubled or risen from the dead; no error; every key's history is that of a
-    single server.
+    """Nothing is lost, duplicated or resurrected. No error. Every key's history is that of a single
+    server.
     """
     application = await fleet.application(
         keys=2_000,

@@ -1,6 +1,4 @@
-"""The MIGRATE lane: the source sends keys itself, and nothing that it sends late is ever
-executed.
-"""
+"""The MIGRATE lane: the source sends keys itself. Nothing that it sends late is executed."""
 
 from __future__ import annotations
 
@@ -121,8 +119,8 @@ async def test_everything_is_equal_under_writes_and_what_could_not_be_sent_is_co
 
 
 async def test_one_that_is_sent_after_the_switch_is_refused(sending: LocalMigration) -> None:
-    """A source, or a process, that was frozen with a MIGRATE under way: on the new authority it
-    would overwrite what was written there.
+    """A source or a process was frozen with a MIGRATE in flight. On the new authority it would
+    overwrite newer writes.
     """
     engine = await _begin(sending)
     source, target = sending.servers[Side.SOURCE].client(), sending.servers[Side.TARGET].client()
@@ -170,8 +168,8 @@ async def test_who_takes_a_slice_up_voids_what_was_sent_before(sending: LocalMig
 
 
 async def test_what_ran_into_its_timeout_goes_another_way(sending: LocalMigration) -> None:
-    """The target stands still for longer than MIGRATE waits: its keys, changed meanwhile, are equal
-    in the end.
+    """The target stands still for longer than MIGRATE waits. Its keys changed meanwhile, and are
+    equal in the end.
     """
     await _begin(sending)
     source, target = sending.servers[Side.SOURCE].client(), sending.servers[Side.TARGET]
@@ -202,7 +200,7 @@ async def test_what_ran_into_its_timeout_goes_another_way(sending: LocalMigratio
 async def test_an_expiry_is_exact_however_long_a_key_was_on_its_way(
     sending: LocalMigration,
 ) -> None:
-    """MIGRATE sends the time left, which the target counts from when it comes to it."""
+    """MIGRATE sends the time left, and the target counts it from the moment of execution."""
     await _begin(sending)
     source, target = sending.servers[Side.SOURCE].client(), sending.servers[Side.TARGET]
     at_ms = 1_000 * source.time()[0] + 600_000
@@ -229,8 +227,8 @@ async def test_an_expiry_is_exact_however_long_a_key_was_on_its_way(
 async def test_no_key_is_looked_at_before_its_chunk_has_the_feeds_positions(
     sending: LocalMigration,
 ) -> None:
-    """What was looked at ahead for one chunk is looked at again by the next: its expiry may have
-    changed before that noted where the feed is.
+    """A key that was read ahead for one chunk is read again for the next: its expiry may have
+    changed before that chunk noted the feed's position.
     """
     await _begin(sending)
     source = sending.servers[Side.SOURCE].client()

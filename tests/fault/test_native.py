@@ -1,6 +1,4 @@
-"""Native replication: the target as the source's replica, promoted by the switch and by nobody
-else.
-"""
+"""Native replication: the target is the source's replica, and only the switch promotes it."""
 
 from __future__ import annotations
 
@@ -33,7 +31,9 @@ from tests.support.servers import DatabaseServer
 from tests.support.wait import until
 
 pytestmark = pytest.mark.fault
-_CLOCK_MS = 2  # what two readings of a server's clock may be apart from what it counts with
+_CLOCK_MS = (
+    2  # two readings of a server's clock may differ by this from the clock that it expires by
+)
 
 
 @pytest_asyncio.fixture
@@ -131,8 +131,8 @@ async def _there_and_back(local: LocalMigration) -> None:
 async def test_a_switch_that_is_given_up_leaves_a_replica(
     older: LocalMigration, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """After the target was promoted and before the route names it: it becomes a replica again,
-    under a new right, and a second switch works.
+    """It is given up after the promotion, before the route names the target. The target becomes a
+    replica again under a new grant, and a second switch works.
     """
     await _begin(older)
     app = older.app()
@@ -158,8 +158,8 @@ async def test_a_switch_that_is_given_up_leaves_a_replica(
 
 
 async def test_whoever_is_late_neither_promotes_nor_makes_a_replica(older: LocalMigration) -> None:
-    """A right of an epoch that has ended is refused: what it would do empties the new authority, or
-    stops its follower.
+    """A grant of an ended epoch is refused. It would empty the new authority, or stop its
+    follower.
     """
     await _begin(older)
     right = (await read_route(older.store)).writer_epoch
@@ -180,7 +180,7 @@ async def test_whoever_is_late_neither_promotes_nor_makes_a_replica(older: Local
 async def test_one_that_was_frozen_in_the_middle_of_it_changes_nothing(
     older: LocalMigration,
 ) -> None:
-    """It has looked, and wakes with its transaction when the right has gone to another."""
+    """It looked, froze, and wakes with its transaction after the grant went to another process."""
     await _begin(older)
     right = b"%d" % (await read_route(older.store)).writer_epoch
     target, key = older.servers[Side.TARGET], native_guard_key(older.plan.name)
@@ -205,11 +205,11 @@ async def test_one_that_was_frozen_in_the_middle_of_it_changes_nothing(
 async def test_a_switch_that_is_killed_after_the_promotion_is_settled(
     valkey81: DatabaseServer, valkey91: DatabaseServer, make_server, tmp_path: Path
 ) -> None:
-    """The gateways end the hold and give the right of a new epoch, and the syncers make the target
-    a replica again.
+    """The gateways end the hold and give the grant of a new epoch. The syncers make the target a
+    replica again.
 
-    From a server that propagates expiries as absolute times: from an older one, those set during
-    the second copy come late by its length.
+    The source propagates expiries as absolute times. With an older one, expiries set during the
+    second copy would come late by its length.
     """
     store = make_server(ServerKind.VALKEY_91, appendonly="yes")
     fleet = Fleet(
@@ -280,7 +280,7 @@ async def test_a_rollback_before_the_cutover_detaches_it_and_abandon_cleans(
 async def test_a_batch_waits_for_the_replica_and_a_lost_link_is_no_lie(
     older: LocalMigration,
 ) -> None:
-    """While the target stands still nothing is marked as synced."""
+    """While the target stands still, no batch counts as synced."""
     await _begin(older)
     app, target = older.app(), older.servers[Side.TARGET]
     await app.set("k", 1)
@@ -299,8 +299,8 @@ async def test_a_batch_waits_for_the_replica_and_a_lost_link_is_no_lie(
 
 
 async def test_an_expiry_that_came_late_is_mended_by_saying_it_again(older: LocalMigration) -> None:
-    """Redis 6.2 propagates the time left, so a replica that stood still gives the key more of it;
-    nobody but the source may change that.
+    """Redis 6.2 propagates the time left, so a replica that stood still gives the key more. Only
+    the source can correct that.
     """
     await _begin(older)
     app, source, target = (
@@ -374,7 +374,7 @@ async def test_a_key_whose_expiry_changes_at_every_try_is_listed_with_the_reason
 async def test_what_cannot_be_is_refused_and_the_target_left_alone(
     modern: LocalMigration, older: LocalMigration
 ) -> None:
-    """A copy that the target could not load would leave it empty, so it is never tried."""
+    """A copy that the target cannot load would leave it empty, so it is not tried."""
     target = modern.servers[Side.TARGET].client()
     plan = modern.plan.model_copy(update={"strategy": CopyStrategy.NATIVE})
     with pytest.raises(DecisionRefused, match="replica of the source") as refused:

@@ -32,7 +32,7 @@ async def _watch(local: LocalMigration, seconds: float) -> dict:
 
 
 async def test_exodus_s_own_requests_are_no_traffic_copy(local: LocalMigration) -> None:
-    """PING, INFO, and probes of Exodus made the check true that the copy works."""
+    """Before, PING, INFO, and probes of Exodus sufficed as proof that the copy works."""
     watching = asyncio.create_task(_watch(local, 2.0))
     await asyncio.sleep(1.0)
     await Endpoint(Side.SOURCE, local.plan.source).facts()
@@ -89,7 +89,7 @@ async def test_a_client_that_bypasses_the_gateways_is_found_by_name(local: Local
 async def test_a_change_of_the_source_is_found_and_named(
     local: LocalMigration, change: tuple[str, ...] | None, red: str
 ) -> None:
-    """A digest of everything told that something changed, and not what."""
+    """A single digest would tell that something changed, but not what."""
     it = Opened(local.plan, local.store, local.plan)
     before = await inspect.unwrap(probe.fingerprint_source.fn)(it)
     assert "password" not in str(before)
@@ -107,7 +107,7 @@ async def test_a_change_of_the_source_is_found_and_named(
 
 
 async def test_clients_are_told_with_their_library(local: LocalMigration) -> None:
-    """The source (Redis 6.2) has no CLIENT SETINFO; the target answers it after the switch."""
+    """The source (Redis 6.2) has no CLIENT SETINFO. The target answers it after the switch."""
     gateway = await local.gateway()
     await local.change(authority=Side.TARGET)
     client = local.app(client_name="shop", single_connection_client=True)

@@ -1,5 +1,5 @@
-"""One key's fault is that key's dead letter: a follower that closes the connection for it goes on
-with all others.
+"""One key's fault is that key's dead letter: the follower closes the connection because of it, and
+every other key is copied.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ async def test_an_element_that_the_target_does_not_take(
     make_server, control_server: DatabaseServer, tmp_path: Path, limit: str, source_kind: ServerKind
 ) -> None:
     """In backfill and live sync: the keys with it become dead letters by name, all others are
-    copied, the journal drains.
+    copied, and the journal drains.
     """
     source, target = make_server(source_kind), make_server(ServerKind.VALKEY_91)
     with target.client() as client:

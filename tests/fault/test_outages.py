@@ -1,4 +1,4 @@
-"""Servers and processes that go away: applications go on, and nothing is lost at the end."""
+"""Servers and processes that go away: applications continue, and nothing is lost in the end."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ pytestmark = pytest.mark.fault
 async def test_the_store_away_is_no_application_error_and_loses_nothing(
     redis62: DatabaseServer, valkey91: DatabaseServer, make_server, tmp_path: Path
 ) -> None:
-    """Ten seconds without the control store, under writes: none of them waits for it, however busy
-    this machine is.
+    """Ten seconds without the control store, under writes. No write waits for it, however busy this
+    machine is.
     """
     control = make_server(ServerKind.VALKEY_91, appendonly="yes")
     local = LocalMigration(redis62, valkey91, control, tmp_path)
@@ -81,7 +81,7 @@ async def test_a_gateway_that_was_killed_journals_its_intents_at_its_next_start(
     log = IntentLog(tmp_path / "gw-1", missed.append)
     log.append([(0, b"forwarded"), (2, b"too")], None)
     assert not missed
-    del log  # as by kill -9: nothing was flushed, closed or said
+    del log  # as by kill -9: nothing was flushed, closed or reported
     await local.gateway("gw-1")
 
     async def there() -> bool:
@@ -118,7 +118,7 @@ async def test_a_hold_that_nobody_ends_ends_by_itself(
     control_server: DatabaseServer,
     tmp_path: Path,
 ) -> None:
-    """A flow that dies in the middle of a switch must not keep applications waiting."""
+    """A flow that dies during a switch must not keep applications waiting."""
     local = LocalMigration(redis62, valkey91, control_server, tmp_path, hold_seconds_max=0.5)
     await local.open()
     await local.gateway()
@@ -131,8 +131,8 @@ async def test_a_hold_that_nobody_ends_ends_by_itself(
 async def test_a_switch_that_cannot_drain_is_undone(
     local: LocalMigration, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With the target stopped, the switch gives up within its time, lifts the fence, and writes go
-    on at the source.
+    """The target is stopped. The switch gives up within its time and lifts the fence, and writes
+    continue at the source.
     """
     monkeypatch.setattr(steps_before_hold, "SWITCH_PRE_DRAIN_S", 0.2)
     monkeypatch.setattr(switch, "SWITCH_STEP_S", 1.5)

@@ -1,5 +1,5 @@
-"""Exodus's own keys are known by their exact names: an application's key that only begins like one
-is copied like any other.
+"""Exodus knows its own keys by their exact names. An application's key that only begins like one is
+copied like any other.
 """
 
 from __future__ import annotations

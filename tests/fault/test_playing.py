@@ -1,7 +1,7 @@
-"""A workload is observed, played, and observed again: both models say the same.
+"""A workload is observed, played, and observed again: both models agree.
 
-Also what a player owes a server: an open loop, scratch keys that are gone afterwards, no room that
-it does not have.
+Also what a player owes a server: an open loop, scratch keys that are gone afterwards, and no use of
+room that the server does not have.
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ def load(model: Path, url: str, *options: str) -> dict:
 
 
 def refused(model: Path, url: str) -> str:
-    """Return what it says where it must refuse."""
+    """Return the message where it must refuse."""
     process = loading(model, url, "--seconds", "1")
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 2, errors.decode()
@@ -145,7 +145,7 @@ def shares(model: Workload, of: str = "shape") -> dict[str, float]:
 
 
 def only(model: Workload, command: str) -> Operation:
-    """The most frequent operation of a command."""
+    """Return the most frequent operation of a command."""
     return max(
         (each for each in model.operations if each.command == command), key=lambda op: op.calls
     )
@@ -191,7 +191,7 @@ def test_what_is_played_is_what_was_observed(
     with redis82.client() as client:
         assert client.keys("*") == [b"precious"]
 
-    # What was played begins when the preparation is answered: MULTI is not prepared with
+    # Playing begins when the preparation is answered: the preparation has no MULTI
     first = [
         at for at, frame in recorder.packets if b"exodus:load:" in frame and b"GET\r\n" in frame
     ]
@@ -227,7 +227,7 @@ def test_what_is_played_is_what_was_observed(
 def test_a_stall_of_the_server_is_not_hidden(
     observed: tuple[Workload, Path], redis82: DatabaseServer
 ) -> None:
-    """A closed loop sends nothing while the server stalls, and shows a p90 of microseconds."""
+    """A closed loop would send nothing during the stall, and show a p90 of microseconds."""
     _, file = observed
     process = loading(file, url_of(redis82), "--seconds", "4")
     with redis82.client() as client:
@@ -261,8 +261,8 @@ def test_speed_is_a_multiple_of_the_rate(
 def test_requests_that_wait_are_played_apart(
     observed: tuple[Workload, Path], redis82: DatabaseServer
 ) -> None:
-    """Workers that wait for jobs delay nobody, their waiting is no latency, and workers that had
-    no connection are told.
+    """Workers that wait for jobs delay no other request. Their waiting is no latency. Workers
+    without a connection are counted.
     """
     model, file = observed
     pops = only(model, "LPUSH").model_copy(

@@ -143,7 +143,7 @@ async def test_an_older_target_that_lacks_a_type(
     ],
 )
 def test_a_migration_file_that_cannot_be(tmp_path: Path, text: str, words: list[str]) -> None:
-    """The message names the field, the value and the way out."""
+    """The message names the field, the value and the remedy."""
     path = tmp_path / "migration.yaml"
     path.write_text(text)
     with pytest.raises(ExodusError) as caught:
@@ -162,8 +162,8 @@ def test_a_password_is_in_no_repr_and_no_dump(tmp_path: Path) -> None:
 
 
 async def test_facts_are_the_same_however_many_ask_at_once(redis62: DatabaseServer) -> None:
-    """A DUMP that met another asker's DEL once made live sync copy everything type by type, four
-    times slower.
+    """Before, one process's DUMP met another one's DEL. Live sync then copied everything type by
+    type, four times slower.
     """
     node = await Endpoint(Side.SOURCE, redis62.address()).any_node()
     found = await asyncio.gather(*[node.facts() for _ in range(30)])

@@ -75,7 +75,7 @@ async def shopping(server: DatabaseServer, *more: tuple[object, ...]):
 
 
 async def test_monitor_shows_all_that_the_source_executed(local: LocalMigration) -> None:
-    """To the request: the counts are of the time between two marks."""
+    """Exactly: both count the requests between two marks."""
     script = "return redis.call('INCR', KEYS[1])"
     async with shopping(local.servers[Side.SOURCE], ("EVAL", script, 1, "n")):
         report = await watched(opened(local))
@@ -106,7 +106,7 @@ async def test_without_applications_the_copy_is_not_enough(local: LocalMigration
 def recorded(
     port: int, folder: Path, without: bytes | None = None, snap: int = 262_144
 ) -> Iterator[None]:
-    """Write what goes over a port into a file while it goes on, but packets with some bytes."""
+    """Write the traffic of a port into a file meanwhile, except packets with certain bytes."""
     file = folder / "1.pcap"
     file.write_bytes(pcap([], snap_bytes=snap))
     stop = threading.Event()
@@ -165,7 +165,7 @@ async def test_a_capture_of_another_port_is_none(local: LocalMigration, tmp_path
 
 
 def test_tls_hides_the_requests() -> None:
-    """`tests/fault/test_watching.py` has the packets; here it becomes a red row with a way out."""
+    """Here it becomes a red row with a remedy; `tests/fault/test_watching.py` has the packets."""
     coverage = {
         "parsed_share": 0.02,
         "lost_bytes": 0,
@@ -224,7 +224,7 @@ async def test_what_the_target_lacks_and_who_may_not_run_it_is_found(
     control_server: DatabaseServer,
     tmp_path: Path,
 ) -> None:
-    """EXPIRE NX came with Redis 7.0. The target has 6.2, the candidate a version that has it."""
+    """EXPIRE NX came with Redis 7.0. The target is 6.2; the candidate version has it."""
     async with between(redis82, redis62, control_server, tmp_path) as local:
         async with shopping(redis82, ("EXPIRE", "order:1", 60, "NX")):
             await watched(opened(local))

@@ -1,4 +1,6 @@
-"""What stays behind on disk and in the control store is for this user only, and not for long."""
+"""What Exodus leaves on disk and in the control store is readable for this user only, and
+expires.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,7 @@ pytestmark = pytest.mark.fault
 
 
 def _open(folder: Path) -> dict[str, str]:
-    """Paths under a folder, and itself, that others may read, write or enter."""
+    """Return the paths under a folder, itself included, that others may read, write or enter."""
     found = {path: path.stat().st_mode & 0o777 for path in (folder, *folder.rglob("*"))}
     return {str(path): oct(mode) for path, mode in found.items() if mode & 0o077}
 

@@ -1,5 +1,5 @@
-"""The six race rules, each on real servers, and each with the harm that is done when the rule is
-taken out.
+"""The six race rules on real servers, each with the damage that follows when the rule is
+removed.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ async def _running(local: LocalMigration) -> None:
 async def test_1_the_journal_comes_after_the_answer(
     local: LocalMigration, monkeypatch: pytest.MonkeyPatch, rule: bool
 ) -> None:
-    """A write that the source delays: an entry made before its answer is synced too early, and
-    never again.
+    """The source delays a write. An entry made before its answer is synced too early, and never
+    again.
     """
     if not rule:
         begin = Journaler.__init__
@@ -79,8 +79,8 @@ async def test_1_the_journal_comes_after_the_answer(
 async def test_2_a_lane_that_lost_its_lease_writes_nothing(
     local: LocalMigration, rule: bool
 ) -> None:
-    """Two owners of a partition: the one that was frozen between reading and writing must not
-    overwrite what the new one wrote.
+    """A partition has two owners. The one that froze between reading and writing must not overwrite
+    what the new one wrote.
     """
     source, target = local.servers[Side.SOURCE].client(), local.servers[Side.TARGET].client()
     await set_writer_epoch(Endpoint(Side.TARGET, local.plan.target), local.plan.name, 0)
@@ -217,7 +217,7 @@ async def test_5_a_restart_voids_the_cursor(
 async def test_6_who_was_frozen_before_the_switch_writes_nothing_after_it(
     local: LocalMigration, rule: bool
 ) -> None:
-    """A syncer that read before the switch and wakes after it would overwrite a write on the new
+    """A syncer read before the switch and wakes after it. It would overwrite a write on the new
     authority.
     """
     source, target = local.servers[Side.SOURCE].client(), local.servers[Side.TARGET].client()
@@ -239,9 +239,7 @@ async def test_6_who_was_frozen_before_the_switch_writes_nothing_after_it(
 
 
 async def test_a_trimmed_journal_counts_as_a_gap(local: LocalMigration) -> None:
-    """A chunk that looks back further than the journal reaches must take all its keys for
-    changed.
-    """
+    """A chunk whose first position the journal no longer has must count all its keys as changed."""
     await journal.append(local.store, [(0, b"a")], local.plan.partitions)
     before = dict.fromkeys(range(local.plan.partitions), b"1-0")
     assert not (await journal.since(local.store, before)).gap

@@ -1,5 +1,5 @@
-"""Gateways are taken out of the path: real clients are sent away one by one, lose nothing, and go
-where their configuration points.
+"""Gateways leave the path: real clients are disconnected one by one, lose nothing, and go where
+their configuration points.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ pytestmark = pytest.mark.fault
 
 
 class Name:
-    """What a client connects to, as a name that can be pointed elsewhere."""
+    """What a client connects to: a name that the test can point elsewhere."""
 
     def __init__(self, port: int) -> None:
         self.port = port
 
 
 class NamedConnection(redis.Connection):
-    """Looks its port up each time that it connects, as clients do with a host name."""
+    """Looks its port up at each connect, as clients do with a host name."""
 
     def __init__(self, *, name: Name, **more: object) -> None:
         super().__init__(**more)
@@ -44,8 +44,8 @@ class NamedConnection(redis.Connection):
 
 
 class Worker(threading.Thread):
-    """A client that counts, repeating what it got no answer for once it has looked whether it was
-    done.
+    """A client that counts. Without an answer, it looks whether the increment was done before it
+    repeats it.
     """
 
     def __init__(self, number: int, name: Name) -> None:
@@ -87,9 +87,7 @@ class Worker(threading.Thread):
 
 
 async def _finalised(local: LocalMigration) -> list[int]:
-    """Two gateways in front of the target, which is all that is left of the migration; their
-    ports.
-    """
+    """Two gateways in front of the target after finalise; return their ports."""
     other = free_port()
     # At once: a free port may be an outgoing connection's a moment later
     await local.gateway("gw-2", port=other)
@@ -175,7 +173,7 @@ async def test_clients_go_one_by_one_to_where_their_names_point(local: LocalMigr
 
 
 async def test_it_stops_by_itself_where_clients_come_back(local: LocalMigration) -> None:
-    """Their names still point to the gateway: each would be disturbed again and again."""
+    """Their names still point to the gateway. Each client would be disconnected again and again."""
     ports = await _finalised(local)
     workers = [Worker(number, Name(ports[number % 2])) for number in range(8)]
     for worker in workers:

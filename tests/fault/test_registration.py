@@ -1,5 +1,5 @@
-"""A plan is checked against real servers before anything is kept, and what a change of it voids
-does not count any more.
+"""A plan is checked against real servers before anything is stored. What a change of it voids no
+longer counts.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ async def test_one_server_has_one_role(
 async def test_one_server_by_two_names_has_one_role(
     servers: list[DatabaseServer], roles: tuple[int, int, int], said: str
 ) -> None:
-    """Addresses do not tell it, so the servers are asked who they are."""
+    """Addresses do not show it, so the servers are asked for their run ids."""
     addresses = [servers[number].address() for number in roles]
     again = max(number for number in range(3) if roles.count(roles[number]) == 2)
     async with _second_name(addresses[again].port) as port:

@@ -1,5 +1,5 @@
-"""The rehearsal: the switch there and back for sessions of the reserved prefix, while applications
-notice nothing.
+"""The rehearsal: the switch there and back for sessions of the reserved prefix. Applications notice
+nothing.
 """
 
 from __future__ import annotations
@@ -73,8 +73,8 @@ async def test_a_rehearsal_loses_nothing_and_moves_nobody_else(local: LocalMigra
 async def test_each_side_s_own_login_is_said_to_it(
     local: LocalMigration, asks: tuple[Side, ...]
 ) -> None:
-    """Both sides may ask everybody for a password, each for another; nobody's password is sent to
-    the other side.
+    """Each side may ask everybody for a password of its own. No password is sent to the other
+    side.
     """
     for side in asks:
         local.servers[side].client().config_set("requirepass", f"everybody's on the {side}")
@@ -141,8 +141,8 @@ async def test_a_cutover_asks_for_a_good_recent_rehearsal_and_a_rollback_does_no
 async def test_it_is_rehearsed_again_beside_live_sync_of_a_busy_application(
     local: LocalMigration,
 ) -> None:
-    """The prefix is held and flushed, though the rest of the journal never is; and live sync, which
-    goes one way, carries nothing of it back.
+    """The prefix is held and flushed, although the rest of the journal never is. Live sync goes one
+    way, and carries nothing of it back.
     """
     await local.gateway()
     await local.syncer()
@@ -164,8 +164,8 @@ async def test_it_is_rehearsed_again_beside_live_sync_of_a_busy_application(
 
 
 async def test_a_flush_that_live_sync_has_not_come_to_is_waited_for(local: LocalMigration) -> None:
-    """It will mark every key, the rehearsal's too, and would carry an older state over what is
-    written at the other side by then.
+    """The flush will mark every key, the rehearsal's too. An older state would then replace what
+    the other side has by then.
     """
     await local.start_live_sync()  # which nobody does here
     hurried = local.plan.model_copy(update={"hold_seconds_max": 0.2})
@@ -181,7 +181,7 @@ async def test_a_flush_that_live_sync_has_not_come_to_is_waited_for(local: Local
 
 
 async def test_a_gateway_that_dies_in_a_round_loses_nothing(local: LocalMigration) -> None:
-    """It is a gateway of the rehearsal's own: no session of an application ends."""
+    """The gateway is the rehearsal's own: no session of an application ends."""
     gateway = await local.gateway()
     app = local.app(single_connection_client=True)
     await app.set("k", 0)
@@ -222,7 +222,7 @@ async def test_a_gateway_may_die_at_any_step(local: LocalMigration) -> None:
 async def test_a_lost_and_a_resurrected_write_are_found(
     local: LocalMigration, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A rehearsal that cannot fail proves nothing: here a drain copies nothing."""
+    """A rehearsal that cannot fail proves nothing. Here a drain copies nothing."""
     await local.gateway()
 
     async def nothing(self: ReservedSync, keys: set[bytes]) -> None:
@@ -278,7 +278,7 @@ async def test_a_fence_that_does_not_hold_is_found(
 
 
 async def test_what_a_dead_rehearsal_left_is_removed_without_a_scan(local: LocalMigration) -> None:
-    """A SCAN of a production server for a handful of keys would be felt."""
+    """Applications would notice a SCAN of a production server."""
     await local.gateway()
     for box in local.servers.values():
         box.client().mset(dict.fromkeys(names("exodus-rehearsal:killed:"), 1))
@@ -307,7 +307,7 @@ async def test_what_a_dead_rehearsal_left_is_removed_without_a_scan(local: Local
 async def test_a_rehearsal_of_something_else_does_not_count(
     local: LocalMigration, side: Side | None, change: tuple, named: str
 ) -> None:
-    """The commit names what changed."""
+    """Commit names what changed since."""
     plan = local.reached().model_copy(update={"rehearsal_hours_max": 1.0})
     legs = [await Endpoint(each, plan.address(each)).connect(name="exodus-test") for each in Side]
     report = {"at_ms": await local.store.now_ms(), "ok": True, "stall_ms_max": 1.0}

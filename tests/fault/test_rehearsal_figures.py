@@ -1,4 +1,4 @@
-"""A rehearsal predicts: its stalls are those of real cutovers, measured in the same run."""
+"""A rehearsal predicts: its stalls match those of real cutovers, measured in one run."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ pytestmark = pytest.mark.fault
 _SWITCHES = 20 if FULL else 6
 _SETTLE_S = 0.3
 _TIMES = 2.0  # how far the two may be apart
-# Of few stalls on a loaded machine the last percentile is the machine's.
+# With few stalls on a loaded machine, the last percentile measures the machine.
 _SHARE, _NOISE_MS = (0.99, 15.0) if FULL else (0.5, 30.0)
 
 
 async def test_a_rehearsal_stalls_as_long_as_a_cutover(local: LocalMigration) -> None:
-    """20 and 20 in the long form, and none lost: p99 within a factor of two. Short: the median."""
+    """FULL=1: 20 of each, and p99 within a factor of two. Short: the median."""
     await local.gateway()
     checks = GateChecks(rehearsal_rounds=_SWITCHES // 2, rehearsal_kill=False)
     plan = local.reached().model_copy(update={"test_checks": checks})

@@ -1,5 +1,5 @@
-"""A retry after a rollback copies nothing twice: neither where live sync stayed on, nor where it
-was off and keys changed meanwhile.
+"""A retry after a rollback copies nothing twice, whether live sync stayed on, or was off while keys
+changed.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ async def _start(local: LocalMigration) -> runs.CopyRun:
 
 
 async def _copied(local: LocalMigration, run: runs.CopyRun) -> tuple[int, int]:
-    """Keys and chunks that the backfill has copied."""
+    """Return the keys and chunks that the backfill has copied."""
     slices = (await load_progress(local.store, run.run)).values()
     assert all(progress.done for progress in slices)
     return sum(progress.keys_copied for progress in slices), sum(

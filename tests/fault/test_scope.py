@@ -1,5 +1,5 @@
-"""Filters and renames hold alike in backfill, live sync, verification, repair and after a cutover;
-what they leave out is counted with its rule.
+"""Filters and renames apply alike in backfill, live sync, verification, repair and after a cutover.
+What they leave out is counted by rule.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ async def renamed(
     control_server: DatabaseServer,
     tmp_path: Path,
 ) -> AsyncIterator[LocalMigration]:
-    """Keys of two databases into one that others use as well; payloads do not fit as they are."""
+    """Keys of two databases move into one that others use too. Payloads do not fit as they are."""
     renames = [
         {"database": 0, "to_database": 3, "to_prefix": "zero:"},
         {"database": 4, "prefix": "else", "to_database": 3, "to_prefix": "four:"},
@@ -123,7 +123,7 @@ async def test_what_the_rules_leave_out_is_nowhere_on_the_target_and_counted(
 
 
 async def test_a_write_can_bring_a_key_in_and_out_again(filtered: LocalMigration) -> None:
-    """And each side of it is what verification and freshness hold the target against."""
+    """Verification and freshness judge each key by the rules, too."""
     source, target = (filtered.servers[side].client() for side in (Side.SOURCE, Side.TARGET))
     await filtered.gateway()
     syncer = await filtered.syncer()
@@ -185,8 +185,8 @@ async def test_keys_on_the_target_that_a_rule_leaves_out_are_found_and_repaired(
 async def test_after_a_cutover_all_that_is_written_flows_back_and_what_was_left_behind_stays(
     filtered: LocalMigration,
 ) -> None:
-    """A rollback would lose a write to a key that the rules leave out, if they held in this
-    direction too.
+    """If the rules applied in this direction too, a rollback would lose writes to keys that they
+    leave out.
     """
     source, target = (filtered.servers[side].client() for side in (Side.SOURCE, Side.TARGET))
     source.mset({"cache:1": "behind", "long": "x" * 60_000, "fine": 1})

@@ -1,7 +1,7 @@
 """Sides behind Sentinel: failovers at every point of a migration, on both sides.
 
-No acknowledged write may be lost beyond what asynchronous replication itself lost. That is said
-with its window, and nothing outside the window may be missing.
+No acknowledged write may be lost beyond what asynchronous replication itself lost. That loss is
+reported with its window, and nothing outside the window may be missing.
 """
 
 from __future__ import annotations
@@ -67,9 +67,7 @@ ON_ITS_WAY_MS = 100  # an answer that the gateway had passed on
 
 
 class Load:
-    """Writers through the gateway. Each writes names of its own, once, and notes what was
-    acknowledged.
-    """
+    """Writers through the gateway. Each writes each name once, and notes what was acknowledged."""
 
     def __init__(self, local: LocalMigration) -> None:
         self.local = local
@@ -152,7 +150,7 @@ async def _noted(local: LocalMigration, count: int = 1) -> None:
 
 
 async def _agrees(local: LocalMigration, load: Load, authority: Side = Side.SOURCE) -> int:
-    """At rest both sides are equal; return how many writes the database itself lost."""
+    """At rest, check that both sides are equal; return how many writes the database itself lost."""
     await load.end()
     syncer = local.syncers["syncer-1"][0]
     state = ""
@@ -162,7 +160,7 @@ async def _agrees(local: LocalMigration, load: Load, authority: Side = Side.SOUR
         gaps = await open_gaps(local.store)
         state = f"{gaps} {syncer.heartbeat(0).why}"
         if any("are only on the" in str(gap["why"]) for gap in gaps.values()):
-            # What the authority lost and the follower has waits for a person, who says so here.
+            # Keys that only the follower has wait for a person's confirmation, given here.
             report = await reconcile(await local.engine(), "test", settle_s=0.1)
             await repair(await local.engine(), keys_of(report), remove_extra=True)
             await reconcile(await local.engine(), "test", settle_s=0.1)
@@ -236,7 +234,7 @@ async def test_a_failover_loses_nothing_more(
 
 
 async def _switched(local: LocalMigration, to: Side) -> dict[str, object]:
-    """Switch as an operator does: again, where it was refused or given up; return its facts."""
+    """Switch as an operator does: try again where it was refused or given up. Return its facts."""
     deadline = time.monotonic() + 30
     while True:
         try:
@@ -289,7 +287,7 @@ async def test_a_failover_in_the_middle_gives_the_switch_up(
     how: str,
     before: str,
 ) -> None:
-    """Nothing is switched, no server stays fenced, and writes go on; later it goes through."""
+    """Nothing is switched, no server stays fenced, and writes continue. A later switch works."""
     local = await _local(
         source_service, target_service, control_server, tmp_path, hold_seconds_max=8.0
     )
@@ -334,7 +332,7 @@ async def test_a_failover_of_the_new_authority(
     control_server: DatabaseServer,
     tmp_path: Path,
 ) -> None:
-    """After the switch changes go on flowing back, to a source that is equal again."""
+    """After the switch, changes still flow back, and the source is equal again."""
     local = await _local(source_service, target_service, control_server, tmp_path)
     try:
         load = Load(local)
@@ -357,8 +355,8 @@ async def test_servers_of_the_old_side_that_appear_are_fenced(
     control_server: DatabaseServer,
     tmp_path: Path,
 ) -> None:
-    """Its master is killed, and comes back without its fence: the gateways fence it. The way back
-    gives every server its rules again.
+    """Its master is killed and comes back without its fence: the gateways fence it. The way back
+    restores each server's rules.
     """
     local = LocalMigration(source_service, target_service, control_server, tmp_path)  # type: ignore[arg-type]
     await local.open()
@@ -399,7 +397,7 @@ async def test_without_sentinels_applications_are_served_and_nobody_switches(
     control_server: DatabaseServer,
     tmp_path: Path,
 ) -> None:
-    """Also by a gateway that starts meanwhile: the control store knows the last master."""
+    """So does a gateway that starts meanwhile: the control store knows the last master."""
     local = await _local(source_service, valkey91, control_server, tmp_path)
     try:
         load = Load(local)
@@ -434,7 +432,7 @@ async def test_a_frozen_sentinel_that_wakes_does_not_lead_back(
     control_server: DatabaseServer,
     tmp_path: Path,
 ) -> None:
-    """It names the old master until it has heard of the failover, with an older epoch."""
+    """Until it hears of the failover, it names the old master, with an older epoch."""
     local = await _local(source_service, valkey91, control_server, tmp_path)
     try:
         load = Load(local)
@@ -462,7 +460,9 @@ async def test_the_replication_stream_goes_on_at_the_new_master(
     control_server: DatabaseServer,
     tmp_path: Path,
 ) -> None:
-    """By replication id and offset: the stream has no gap, and has what passed no gateway."""
+    """By replication id and offset. The stream has no gap, and includes writes that passed no
+    gateway.
+    """
     local = await _local(target_service, redis82, control_server, tmp_path, feed=Feed.REPLICATION)
     try:
         load = Load(local)

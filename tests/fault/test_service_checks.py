@@ -1,4 +1,4 @@
-"""What is checked of a service behind Sentinel, each check seen to fail."""
+"""The checks of a service behind Sentinel, each seen to fail."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ async def test_what_changed_under_a_switch_gives_it_up(
 
 
 async def test_a_failover_voids_no_rehearsal(source_service: ServiceBox) -> None:
-    """Port and folder are a server's own; any other setting is the service's."""
+    """Port and folder belong to a server; every other setting belongs to the service."""
     prints = []
     for node in source_service.nodes:
         async with await Leg.connect(node.address(), Side.SOURCE) as leg:
@@ -149,7 +149,7 @@ async def test_a_replica_of_the_new_side_must_have_all_keys(
 async def test_the_rights_that_a_service_needs_are_tried(
     source_service: ServiceBox, valkey91: DatabaseServer, tmp_path: Path
 ) -> None:
-    """A user with exactly the printed rights passes; without one of them the checks name it."""
+    """A user with exactly the printed rights passes. Without one of them, the checks name it."""
     file = tmp_path / "password"
     file.write_text("secret")
     server = server_of("redis-6.2")

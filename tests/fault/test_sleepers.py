@@ -1,10 +1,10 @@
-"""Race rule 6, for each process at each step: who is frozen in a switch, and woken when it is over,
+"""Race rule 6, for each process at each step: one that froze in a switch and wakes when it is over
 changes nothing on either side.
 
-A gateway and a syncer sleep through the rest of a switch. Whoever applies one sleeps until the
-gateways have settled what it left, and somebody else has switched. FULL=1 takes each of them at
-each step; the short form only who applies it, where all its rights are in its hands
-(`test_races.py` has a syncer, `test_many_switches.py` a gateway).
+A gateway and a syncer sleep through the rest of a switch. A switcher sleeps until the gateways have
+settled what it left, and another one has switched. FULL=1 takes each at each step. The short form
+takes only the switcher, where it holds all its rights; `test_races.py` has a syncer,
+`test_many_switches.py` a gateway.
 """
 
 from __future__ import annotations

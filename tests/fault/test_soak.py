@@ -1,7 +1,7 @@
-"""Writes under random kills of clients, workers and the control store: whatever the source executed
-stands in the journal at the end.
+"""Writes under random kills of clients, workers and the control store: in the end the journal has
+whatever the source executed.
 
-Every write makes a key of its own that nobody deletes, so that the keys of the source are all that
+Every write makes a key of its own, and nothing deletes keys. So the keys of the source are all that
 it ever executed, acknowledged or not.
 """
 
@@ -72,10 +72,10 @@ class _Clients:
                     await asyncio.wait_for(reader.readexactly(wanted), 20)
                     self.acknowledged.update(keys)
                     await asyncio.sleep(0.002)
-                # And away, without waiting for the answer
+                # Disconnect without waiting for the answer
                 writer.write(encode("SET", b"s:%d:cut:%d" % (name, number), 1))
             except (OSError, asyncio.IncompleteReadError):
-                pass  # what was under way is told by the source's keys
+                pass  # the source's keys tell which writes in flight were executed
             writer.transport.abort()
 
 

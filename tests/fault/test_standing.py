@@ -1,5 +1,5 @@
-"""What a person approved is checked again by the switch itself: when it begins, before it holds
-writes, and before the authority changes.
+"""The switch itself checks again what a person approved: when it begins, before it holds writes,
+and before the authority changes.
 """
 
 from __future__ import annotations
@@ -153,7 +153,7 @@ async def test_a_control_store_that_is_restarted_under_the_hold_gives_the_switch
 ) -> None:
     def tell(at: Switch, step: switch.Step) -> None:
         if step.name == "fence":
-            at.store_run = "another"  # what its INFO said before it was restarted
+            at.store_run = "another"  # its INFO from before the restart
 
     with pytest.raises(CutoverAborted, match="restarted while writes were held"):
         await switch.apply(ready.store, ready.plan, Side.TARGET, tell=tell)

@@ -1,5 +1,5 @@
-"""How keys are carried: re-footed payloads proved on the real follower, large keys in pieces, and
-what changes in between.
+"""How keys are copied: re-footed payloads proved on the real follower, large keys in pieces, and
+changes meanwhile.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ def _member(number: int) -> str:
 
 
 def fill_large(client: redis.Redis) -> set[bytes]:
-    """A key of each type that no single command may carry: by its memory, and by its elements too,
-    but the string.
+    """Write a key of each type that is too large for one command: by its memory, and, except the
+    string, by its elements.
     """
     many = range(11_000)
     client.set("large string", b"\x00x" * 1_500_000)
@@ -76,7 +76,7 @@ def fill_large(client: redis.Redis) -> set[bytes]:
 
 
 def test_a_refooted_payload_differs_in_its_last_ten_bytes_only(redis62: DatabaseServer) -> None:
-    """And the checksum is the server's own: re-footed to its own version it is what it was."""
+    """The checksum is the server's own: re-footed to its own version, a payload is unchanged."""
     client = redis62.client()
     client.set("k", "some value")
     payload = client.dump("k")
@@ -120,7 +120,7 @@ async def test_payloads_refused_for_their_version_alone_are_refooted(
 async def test_large_keys_go_in_pieces_and_are_exact(
     from_: str, to: str, control_server: DatabaseServer, request: pytest.FixtureRequest
 ) -> None:
-    """And are compared in pieces: one changed element of any of them is found."""
+    """They are compared in pieces too: one changed element of any of them is found."""
     authority, follower = request.getfixturevalue(from_), request.getfixturevalue(to)
     keys = fill_large(authority.client())
     async with await ControlStore.connect(control_server.address(), "pieces") as store:
@@ -133,7 +133,7 @@ async def test_large_keys_go_in_pieces_and_are_exact(
         found = await verify(engine, settle_s=0.01, attempts=2)
         assert found.divergences == []
         assert set(follower.client().keys("*")) == keys  # no staging key is left
-        await copier.sync_keys(0, sorted(keys))  # over what is there
+        await copier.sync_keys(0, sorted(keys))  # over the existing key
         assert set(follower.client().keys("*")) == keys
         target = follower.client()
         target.setrange("large string", 2_000_000, "y")
@@ -157,7 +157,7 @@ async def test_large_keys_go_in_pieces_and_are_exact(
 async def test_without_scripts_the_same_is_read_by_commands(
     redis62: DatabaseServer, valkey91: DatabaseServer, control_server: DatabaseServer
 ) -> None:
-    """A provider that allows no EVAL, and one that does not tell the memory of a key."""
+    """One provider allows no EVAL. Another does not tell the memory of a key."""
     large = fill_large(redis62.client())
     fill(redis62.client())
     async with await ControlStore.connect(control_server.address(), "plain") as store:
@@ -181,7 +181,7 @@ async def test_without_scripts_the_same_is_read_by_commands(
 async def test_a_large_key_that_changes_while_it_is_copied_is_marked_again(
     local: LocalMigration, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is put in place as it is, and live sync makes it exact once it is left alone."""
+    """It is put in place as it is. Live sync makes it exact once nobody writes it."""
     source, target = local.servers[Side.SOURCE].client(), local.servers[Side.TARGET].client()
     source.hset("h", mapping={f"field {n}": "before" for n in range(30_000)})
     await local.start_live_sync()

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.fault
 
 
 async def _writers(local: LocalMigration, stop: asyncio.Event, count: int = 4) -> dict[bytes, int]:
-    """Increment counters until told to stop; what was acknowledged."""
+    """Increment counters until told to stop; return the acknowledged increments."""
     acknowledged: dict[bytes, int] = {}
 
     async def write(number: int) -> None:

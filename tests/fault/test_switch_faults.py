@@ -1,10 +1,9 @@
-"""The switch under faults: each kind in its turn, at a step drawn from a seed, on real processes,
-under the self-checking application's writes.
+"""The switch under faults: each kind in turn, at a step drawn from a seed, on real processes, under
+the self-checking application's writes.
 
-Whatever happens, the outcome is switched or not switched, never both: the route, the fences, the
-writers' rights and what the switch said of itself agree; the application's model agrees with the
-authority; and writes flow again without anybody's help. FULL=1 draws 200 seeds, and three client
-libraries write.
+The outcome is switched or not switched, never both: the route, the fences, the write grants and the
+switch's own report agree. The application's model agrees with the authority. Writes continue
+without anybody's help. FULL=1 draws 200 seeds, with three client libraries.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ SEEDS = range(int(_FIRST), int(_END))
 pytestmark = [
     pytest.mark.fault,
     pytest.mark.timeout(300 + 60 * len(SEEDS)),
-    # What coredis leaves of a connection that was lost, in the long form.
+    # coredis leaves these behind when it loses a connection (long form).
     pytest.mark.filterwarnings("ignore:Unclosed <MemoryObject:ResourceWarning"),
     pytest.mark.filterwarnings(
         "ignore:Exception ignored in. <function "
@@ -80,14 +79,14 @@ async def fleet(
 
 
 async def _cut(box: DatabaseServer) -> None:
-    """Every connection but ours ends at once."""
+    """End every connection but ours."""
     with box.client() as client:
         client.execute_command("CLIENT", "KILL", "TYPE", "normal")
         client.execute_command("CLIENT", "KILL", "TYPE", "pubsub")
 
 
 async def _slow(box: DatabaseServer, seconds: float) -> None:
-    """The server stands still four fifths of the time."""
+    """Stop the server for four fifths of the time."""
     until = time.monotonic() + seconds
     while time.monotonic() < until:
         box.pause()
@@ -97,7 +96,7 @@ async def _slow(box: DatabaseServer, seconds: float) -> None:
 
 
 async def _inject(fleet: Fleet, switcher: Switcher, fault: str, draw: random.Random) -> None:
-    """Do harm, let the switch go on, and heal after a while."""
+    """Inject a fault, let the switch continue, and heal after a while."""
     what, _, whom = fault.partition(" ")
     seconds = draw.choice((0.1, 0.5, 1.25, 2.0)) * fleet.plan.hold_seconds_max
     number = draw.choice((1, 2))
@@ -184,7 +183,7 @@ async def test_switched_or_not_and_never_both(fleet: Fleet) -> None:
     application = await fleet.application(libraries=LIBRARIES if FULL else LIBRARIES[:1])
     said = [await _one(fleet, application, seed) for seed in SEEDS]
     await application.end()
-    gc.collect()  # what libraries left is not to be found in another test
+    gc.collect()  # the next test must not find what libraries left
     assert any(": switched" in line for line in said), "no switch of all came to its end"
     refused = [
         text for text in application.tally.texts if "NoPermission" in text or "stale read" in text

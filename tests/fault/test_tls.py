@@ -1,5 +1,5 @@
-"""TLS on either leg. The servers from PyPI are built without it, so the server's TLS ends in front
-of a real one, in this test.
+"""TLS on either leg. The servers from PyPI have no TLS, so this test terminates TLS in front of
+real ones.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ def client_tls(authority: Authority, *, own: tuple[Path, Path] | None = None) ->
 
 
 async def set_through(port: int, context: ssl.SSLContext, host: str) -> tuple[bytes, str]:
-    """The answer to a SET, and the name in the certificate that was shown."""
+    """Return the answer to a SET, and the name in the certificate that was shown."""
     reader, writer = await asyncio.open_connection(
         "127.0.0.1", port, ssl=context, server_hostname=host
     )
@@ -178,7 +178,7 @@ async def test_exodus_itself_goes_through_a_gateway_that_serves_tls(
 
 
 async def test_exodus_logs_in_where_the_source_asks_everybody_to(local: LocalMigration) -> None:
-    """A rehearsal's sessions are carried to the target, so the login has to hold there, too."""
+    """A rehearsal's sessions are handed over to the target, so the login has to work there too."""
     secret, user = local.plan.source.secret("source"), local.plan.source.username
     with (
         local.servers[Side.SOURCE].client() as source,

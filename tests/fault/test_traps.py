@@ -1,8 +1,8 @@
-"""The traps that other proxies fall into (facts on proxies, section 2), one test each where it
-concerns a relay; the number is in the name.
+"""Traps that other proxies fall into, one test each where it concerns a relay. The number in the
+name is that of the list in facts on proxies, section 2.
 
-What is not here: 19 and 23 belong to the sync engine, 20 to the target's preparation, 28 to the
-comparer. 16 is in test_workers.py, 25 and 26 in tests/unit/exodus/telemetry/test_counters.py.
+Elsewhere: 19 and 23 concern the sync engine, 20 the target's preparation, 28 the comparer. 16 is in
+test_workers.py, 25 and 26 in tests/unit/exodus/telemetry/test_counters.py.
 """
 
 from __future__ import annotations
@@ -270,9 +270,7 @@ async def test_13_nothing_is_answered_by_the_gateway_itself(local: LocalMigratio
 
 
 async def test_14_a_large_reply_streams_in_bounded_memory(local: LocalMigration) -> None:
-    """To a client that reads slowly, so that a gateway without back pressure would hold all of
-    it.
-    """
+    """The client reads slowly. Without back pressure a gateway would buffer the whole reply."""
     size = (512 if FULL else 96) * 1024 * 1024
     source = local.servers[Side.SOURCE].client()
     source.setrange("big", size - 1, "x")
@@ -345,8 +343,8 @@ async def test_17_a_client_that_leaves_a_blocking_command_leaves_the_source_too(
 
 
 async def test_18_a_write_is_never_sent_twice(make_server, local: LocalMigration, tmp_path) -> None:
-    """The source dies with a write under way and comes back: the client's connection ends, and
-    nobody sends it again.
+    """The source dies with a write in flight and comes back. The client's connection ends, and the
+    write is not sent again.
     """
     source = make_server(ServerKind.REDIS_62, appendonly="yes", appendfsync="always")
     other = LocalMigration(source, local.servers[Side.TARGET], local.control, tmp_path / "other")
@@ -376,7 +374,7 @@ async def test_18_a_write_is_never_sent_twice(make_server, local: LocalMigration
 
 
 async def test_21_addresses_and_roles_pass_as_they_are(local: LocalMigration) -> None:
-    # A source that once had a replica counts its offset on by itself.
+    # A source that ever had a replica advances its offset by itself.
     await same(
         local,
         lines("ROLE", "CLUSTER INFO", "READONLY", "ASKING", "WAIT 0 1"),
@@ -426,8 +424,8 @@ async def test_27_errors_keep_the_servers_words(local: LocalMigration) -> None:
 
 
 async def test_slow_readers_hold_up_only_themselves(local: LocalMigration) -> None:
-    """A client that asks and does not read: its own leg stops, others go on, and the gateway holds
-    little of it.
+    """A client asks and does not read. Its own leg stops, others continue, and the gateway buffers
+    little.
     """
     gateway = await local.gateway()
     source = local.servers[Side.SOURCE].client()

@@ -1,4 +1,4 @@
-"""One process runs a phase at a time, and a run goes on with the same answers on another worker."""
+"""One process runs a phase at a time. A run continues on another worker with the same answers."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ async def test_one_of_two_has_the_turn_until_it_gives_it_back_or_dies(
     assert 0 < held.left_ms <= TURN_MS
     await turn.give_back(local.store, "test", first)
     assert await turn.take(local.store, "test", second) is None
-    # Nobody renews it: it ends by itself.
+    # It is not renewed, so it expires.
     await local.store.client.pexpire(local.store.keys.turn("test"), 50)
 
     async def free() -> bool:
@@ -68,7 +68,7 @@ async def test_one_of_two_has_the_turn_until_it_gives_it_back_or_dies(
 async def test_two_phases_that_begin_at_once_cannot_both(
     local: LocalMigration, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each looks at what goes on before either has said that it does."""
+    """Each looks for others before either has registered itself."""
     looked = asyncio.Barrier(2)
     loop = asyncio.get_running_loop()
 
@@ -146,7 +146,7 @@ def test_a_worker_without_a_password_file_is_refused_with_the_remedy(local: Loca
 async def _save(
     local: LocalMigration, *, target: Side = Side.TARGET, **options: object
 ) -> Migration:
-    """What a person saves in the UI."""
+    """Save a block as a person does in the UI."""
 
     def server(box: DatabaseServer) -> RedisEndpoint:
         address = box.address()
@@ -181,7 +181,7 @@ async def test_a_block_that_was_saved_in_the_ui_is_checked_and_registered_by_the
         at_ms=await local.store.now_ms(), phase=Phase.PRE_TEST, event="decided", verdict="approve"
     )
     await phase_ledger.ledger.record(local.store, decided)
-    # What is saved while a phase goes on counts from the next one on.
+    # What is saved during a phase counts from the next phase on.
     changed = await _save(local, observe_seconds=3.0, filters={"exclude": [{"pattern": "tmp:*"}]})
     assert await asyncio.to_thread(plan_of, local.plan.name) == block.plan()
     began = await asyncio.to_thread(opening, local.plan.name, "analyze")
@@ -232,7 +232,7 @@ def phase(migration: str) -> None:
 async def test_a_run_goes_on_elsewhere_with_what_the_person_saw(
     local: LocalMigration, prefect_server: None, tmp_path: Path
 ) -> None:
-    """Suspended on one worker, resumed on another that shares no folder with the first."""
+    """It is suspended on one worker and resumed on another that shares no folder with the first."""
     await _save(local)
     script = tmp_path / "a_phase.py"
     script.write_text(_FLOW)

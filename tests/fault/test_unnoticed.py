@@ -1,5 +1,5 @@
-"""What Exodus does on a source is not noticed by its applications: no key of its own, no script
-that holds the server up.
+"""Applications do not notice what Exodus does on a source: no key of its own, no script that blocks
+the server.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _LISTEN = [("HELLO", 3), ("CLIENT", "TRACKING", "ON", "BCAST"), ("PSUBSCRIBE", "
 
 
 async def _listen(box: DatabaseServer, heard: set[bytes], ready: asyncio.Event) -> None:
-    """As an application that tracks all keys and listens to all notifications."""
+    """Track all keys and listen to all notifications, as an application might."""
     async with await Leg.connect(box.address(), Side.SOURCE, name="application") as leg:
         parser = hiredis.Reader()
         leg.write(encode_many(_LISTEN))
@@ -119,7 +119,7 @@ async def test_no_key_of_exodus_is_heard_of(
 
 
 async def test_no_script_holds_the_server_up_longer_than_its_limit(make_server) -> None:
-    """With a limit of 10 ms, applications were answered BUSY by a batch of ours."""
+    """Before, with a limit of 10 ms, one of our batches had applications answered BUSY."""
     source = make_server(ServerKind.REDIS_62, lua_time_limit="10")
     with source.client() as client:
         client.mset({f"k{number}": bytes(range(256)) * 2 for number in range(8_000)})

@@ -1,6 +1,4 @@
-"""Where it is asked for, the target knows of a key how long it was not used, or how often it
-was.
-"""
+"""If the plan asks for it, the target knows how long, or how often, a key was used."""
 
 from __future__ import annotations
 
@@ -26,9 +24,7 @@ async def test_idle_time_is_carried(
     tmp_path: Path,
     request: pytest.FixtureRequest,
 ) -> None:
-    """As payloads that fit, and re-footed; from a server on which reading makes a key look used,
-    too.
-    """
+    """With payloads that fit, and re-footed, and from a server on which reading counts as use."""
     source, target = request.getfixturevalue(from_), request.getfixturevalue(to)
     local = LocalMigration(source, target, control_server, tmp_path, keep_usage=True, slices=1)
     await local.open()

@@ -99,7 +99,7 @@ async def test_a_whole_migration_there_and_back_with_exactly_these_rights(
     kinds: tuple[ServerKind, ServerKind],
     plan: dict[str, Any],
 ) -> None:
-    """Nothing that Exodus asks for is refused, by any server, from the checks to the way back."""
+    """From the checks to the way back, no server refuses Exodus anything."""
     local = await _local(make_server, control_server, tmp_path, kinds, **plan)
     try:
         count = _fill(local.servers[Side.SOURCE])
@@ -211,8 +211,8 @@ async def test_without_an_administrators_right_another_fence_holds(
 async def test_a_fence_leaves_exodus_own_users_alone(
     make_server, control_server: DatabaseServer, tmp_path: Path
 ) -> None:
-    """The fence by ACL takes writes from whoever is not named in the plan, and from nobody who
-    is.
+    """The fence by ACL takes writes from every user that the plan does not name, and from no user
+    that it names.
     """
     local = await _local(
         make_server, control_server, tmp_path, (ServerKind.REDIS_62, ServerKind.VALKEY_91)
@@ -237,7 +237,9 @@ async def test_a_fence_leaves_exodus_own_users_alone(
 async def test_each_missing_right_is_named_before_anything_is_changed(
     make_server, tmp_path: Path, kind: ServerKind
 ) -> None:
-    """Taken away one by one: the checks name side, user and command, and what to type."""
+    """The rights are taken away one by one. The checks name side, user, command, and what to
+    type.
+    """
     box = make_server(kind)
     wanted = Wanted(FenceKind.ACL, Feed.REPLICATION)
     file = tmp_path / "password"
@@ -292,9 +294,7 @@ async def test_each_missing_right_is_named_before_anything_is_changed(
 def test_every_right_has_its_reason_and_the_server_takes_the_rule(
     make_server, kind: ServerKind
 ) -> None:
-    """For each role, fence, feed and strategy; Redis 6.2 refuses a rule with a command that it does
-    not know.
-    """
+    """For each role, fence, feed and strategy. Redis 6.2 refuses a rule with an unknown command."""
     box, server = make_server(kind), server_of(str(kind))
     with box.client() as client:
         for role in UserRole:

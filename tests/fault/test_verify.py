@@ -1,4 +1,4 @@
-"""The reconciliation can fail, and names what it found; copies are exact in both directions."""
+"""A reconciliation can fail, and names what it found. Copies are exact in both directions."""
 
 from __future__ import annotations
 
@@ -148,9 +148,7 @@ async def test_each_spoiled_key_is_found_and_named(local: LocalMigration) -> Non
 
 @pytest.mark.parametrize("lacking", [(), ("scripts",)])
 async def test_a_pass_can_look_at_less(local: LocalMigration, lacking: tuple[str, ...]) -> None:
-    """At names, at outlines, at a sample of keys; only one that looked at all of everything
-    counts.
-    """
+    """At names, at outlines, at a sample of keys. Only a pass over all of everything counts."""
     source, target = (local.servers[side].client() for side in (Side.SOURCE, Side.TARGET))
     fill(source)
     source.mset({f"k{number}": number for number in range(4_000)})
@@ -164,7 +162,7 @@ async def test_a_pass_can_look_at_less(local: LocalMigration, lacking: tuple[str
     engine = await local.engine()
     for facts in (engine.authority_facts, engine.follower_facts):
         facts.capabilities.update(dict.fromkeys(lacking, False))
-    await local.change(sync=False)  # nobody mends it
+    await local.change(sync=False)  # it is not repaired
     named = {(b"k2", "missing"), (b"set", "missing"), (b"stranger", "extra")}
     outlined = named | {(b"k1", "value"), (b"timed", "expiry")}
     for depth, wanted in (
@@ -258,7 +256,7 @@ async def test_what_a_follower_cannot_hold_is_listed_with_its_reason(
 async def test_expiry_is_exact_from_a_server_without_pexpiretime(
     local: LocalMigration, tmp_path: Path
 ) -> None:
-    """4,000 keys with an exact expiry on Redis 6.2: the drift is the 2 ms of its clock at most."""
+    """4,000 keys with an exact expiry on Redis 6.2. The drift is at most the 2 ms of its clock."""
     source = local.servers[Side.SOURCE].client()
     base = int(source.time()[0]) * 1000 + 3_600_000
     pipe = source.pipeline(transaction=False)
@@ -278,7 +276,7 @@ async def test_expiry_is_exact_from_a_server_without_pexpiretime(
 
 
 async def test_a_checkpointed_chunk_is_not_done_twice(local: LocalMigration) -> None:
-    """Stopped and started again and again, the backfill sees each key once but for the slices'
+    """The backfill is stopped and started repeatedly. It reads each key once, except where slices
     overlap.
     """
     source = local.servers[Side.SOURCE].client()
@@ -313,8 +311,8 @@ async def test_a_checkpointed_chunk_is_not_done_twice(local: LocalMigration) -> 
 async def test_parts_on_several_machines_find_what_one_process_finds(
     local: LocalMigration, count: int
 ) -> None:
-    """Each key is counted once, also where two parts meet; and a part that is taken up again goes
-    on where it was.
+    """Each key is counted once, also where two parts meet. A part that is resumed continues where
+    it was.
     """
     with (
         local.servers[Side.SOURCE].client() as source,

@@ -126,7 +126,7 @@ async def others(server: DatabaseServer) -> None:
 
 
 def benchmark(server: DatabaseServer) -> None:
-    """As redis-benchmark -P 50: what is sent does not wait for what comes."""
+    """As redis-benchmark -P 50: requests do not wait for replies."""
     address = server.address()
     with socket.create_connection(("127.0.0.1", server.port)) as sock:
         password = address.secret("test") or ""
@@ -177,7 +177,7 @@ class Recorded:
         return watcher, events
 
     def differing(self, events: list[Event]) -> list[Reconciled]:
-        """Commands of which not as many were seen as the server executed."""
+        """Return the commands whose seen and executed counts differ."""
         # A server counts no command that it does not know; of subcommands, only Redis 6.2 does
         unknown = {"(UNKNOWN)"} | ({"CLIENT|(other)"} if "CLIENT" not in self.after else set())
         seen = Counter(event.command for event in events if event.command not in unknown)
@@ -370,7 +370,7 @@ def test_a_folder_that_grows_is_followed(redis82: DatabaseServer, tmp_path: Path
     first = tmp_path / "1.pcap"
     first.write_bytes(pcap(packets[:third]))
     process = capturing(str(tmp_path), redis82.port, seconds=5)
-    time.sleep(2)  # it is reading by now; what comes later is what counts
+    time.sleep(2)  # it reads by now; only later packets count
     with first.open("ab") as file:
         file.write(pcap(packets[third : 2 * third])[24:])
     (tmp_path / "2.pcap").write_bytes(pcap(packets[2 * third :]))
@@ -402,8 +402,8 @@ def url_of(server: DatabaseServer) -> str:
 
 @contextlib.contextmanager
 def busy(server: DatabaseServer) -> Iterator[None]:
-    """An application with long pipelines, in a process of its own: each request costs the server
-    little, and so a line of MONITOR much.
+    """An application with long pipelines, in a process of its own. A request costs the server
+    little, and a line of MONITOR much.
     """
     process = subprocess.Popen([sys.executable, "-c", _BUSY], env={"URL": url_of(server)})
     try:
@@ -488,7 +488,7 @@ def test_the_known_commands_are_those_of_the_servers(
 
 
 def test_scripts_are_executed_and_not_seen(redis82: DatabaseServer) -> None:
-    """What only the server counted is what the report must show."""
+    """The report must show what only the server counted."""
     with redis82.client() as control:
         before = commandstats(control.info("commandstats"))
         with Recorder(redis82.port) as recorder:

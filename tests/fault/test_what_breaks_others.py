@@ -1,7 +1,7 @@
 """What existing tools get wrong: a crash begins again from zero, expiries drift, deleted keys come
 back, renames leave something behind.
 
-The long form (FULL=1) has the sizes at which these were seen; the short one is the same at a tenth.
+FULL=1 has the sizes at which these were seen; the short form has a tenth.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ async def test_a_backfill_that_was_killed_goes_on_where_it_was(
     subprocess.run(command, check=True, timeout=120)
     after = await load_progress(local.store, "run")
     assert all(slice_.done for slice_ in after.values())
-    # What was checkpointed before stands as it was, and every chunk was done once.
+    # Earlier checkpoints are unchanged, and every chunk was done once.
     rows = await load_chunks(local.store, "run")
     assert rows[: len(chunks)] == chunks
     assert (
@@ -75,9 +75,7 @@ async def test_a_backfill_that_was_killed_goes_on_where_it_was(
 async def test_a_verification_that_was_killed_goes_on_where_it_was(
     local: LocalMigration, tmp_path: Path
 ) -> None:
-    """What it had found is not forgotten, what changed meanwhile is dirty, and every key is counted
-    once.
-    """
+    """Its findings are kept, changes meanwhile are dirty, and every key is counted once."""
     source, target = (local.servers[side].client() for side in (Side.SOURCE, Side.TARGET))
     pipe = source.pipeline(transaction=False)
     for number in range(KEYS):
@@ -114,7 +112,7 @@ async def test_a_verification_that_was_killed_goes_on_where_it_was(
     assert [row["key"] for row in report["divergences"]] == ["k7"]
     assert report["at_ms"] == kept.since_ms
     assert await load_pass(local.store, "test") is None
-    # It has ended: the next one is another. And one of another epoch is not gone on with.
+    # It has ended, so the next pass is a new one. A pass of another epoch is not resumed.
     target.set("k7", 7)
     assert (await reconcile(await local.engine(), "test", settle_s=0.05))["resumed"] == 0
     await save_pass(local.store, "test", kept)
@@ -123,8 +121,8 @@ async def test_a_verification_that_was_killed_goes_on_where_it_was(
 
 
 async def test_expiries_do_not_drift(modern: LocalMigration) -> None:
-    """To the millisecond, from a server that has PEXPIRETIME; those that pass meanwhile are not
-    brought back.
+    """Exact to the millisecond from a server with PEXPIRETIME. Keys that expire meanwhile are not
+    resurrected.
     """
     source = modern.servers[Side.SOURCE].client()
     draw = random.Random(3)
@@ -150,7 +148,9 @@ async def test_expiries_do_not_drift(modern: LocalMigration) -> None:
 
 
 async def test_expiries_do_not_drift_over_a_slow_link(modern: LocalMigration) -> None:
-    """50 ms each way to the target, for every 64 KB: what the time left would be late by."""
+    """The target answers 50 ms late for every 64 KB. An expiry sent as time left would be late by
+    that.
+    """
     source, target = (modern.servers[side].client() for side in (Side.SOURCE, Side.TARGET))
 
     async def late(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -1,5 +1,5 @@
 """Several processes on one port: a dead one is started again, a new version takes the port over,
-nobody is refused.
+and no client is refused.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ async def test_workers_share_a_port_and_a_killed_one_comes_back_with_its_intents
 
     await until(both, within_s=10, otherwise="the workers did not register under ids of their own")
     source = local.servers[Side.SOURCE].client()
-    # A write that the source does not answer: its intent is all there is when the worker dies.
+    # The source does not answer a write. When the worker dies, only the intent is left.
     source.execute_command("CLIENT", "PAUSE", "30000", "WRITE")
     sock = socket.create_connection(("127.0.0.1", local.port))
     sock.sendall(encode("SET", "left", "behind"))

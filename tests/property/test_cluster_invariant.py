@@ -116,7 +116,7 @@ class ClusterWorld(World):
         self.chunks.append((self.engine, copier, keys, states, positions))
 
     async def epoch(self) -> None:
-        """Slices that were not written in the old epoch are scanned again."""
+        """Begin a new epoch: slices that the old one did not write are scanned again."""
         await super().epoch()
         self.unscanned = [node.name for node in await self.engine.authority.each_node()]
 
@@ -171,7 +171,7 @@ async def _play(
     steps: list[str],
     without: str | None = None,
 ) -> bool:
-    """Whether both sides were equal at the end."""
+    """Return whether both sides were equal at the end."""
     for box in boxes.values():
         for node in box.nodes:
             with node.client() as client:
@@ -238,7 +238,9 @@ def test_drained_means_equal_while_slots_move(
 def test_without_its_rule_the_sides_differ(
     boxes: dict[Side, ClusterBox], control_server: DatabaseServer, without: str
 ) -> None:
-    """The property above can fail: take a rule out, and some drawing of the same kind finds it."""
+    """The property above can fail: without a rule, some drawing of the same kind finds unequal
+    sides.
+    """
     draw = random.Random(1)
     for _ in range(60):
         steps = draw.choices(STEPS, k=40)

@@ -1,5 +1,5 @@
-"""Drawn conversations with a real server, cut anywhere: through the gateway the same bytes come
-back as directly.
+"""Drawn conversations with a real server, cut anywhere: the gateway returns the same bytes as the
+server.
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ def bridge(
 
 
 def _said(port: int, data: bytes, cuts: list[int], *, hello: bool) -> bytes:
-    """All that comes back, up to the answer to a last PING or the connection's end."""
+    """Return all that comes back, up to the answer to a last PING or the connection's end."""
     last = b"the-end"
     # A transaction may be open, a channel subscribed to, replies off: a server that does not reply
     # to QUIT does not close either.

@@ -1,9 +1,8 @@
 """Drawn and mutated requests of clients with different rights, directly and through the gateway, on
 every server.
 
-The same bytes come back; each key that changed was marked, or is covered by a barrier or a gap; and
-a client that may do nothing marks nothing. What is drawn has no clock, no ids and no draws by the
-server in its replies.
+The same bytes come back. Each changed key was marked, or is covered by a barrier or a gap. A client
+without rights marks nothing. No drawn request has a clock, ids or random draws in its reply.
 """
 
 from __future__ import annotations
@@ -182,14 +181,12 @@ def recorded(
 
 
 def _said(port: int, data: bytes, cuts: list[int]) -> bytes:
-    """All that comes back until the server ends, which it does when it has read all and we send no
-    more.
-    """
+    """Return all that comes back until the server ends, once it has read everything."""
     said = b""
     with socket.create_connection(("127.0.0.1", port), timeout=10) as sock:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         places = sorted({cut % (len(data) or 1) for cut in cuts} | {0, len(data)})
-        with contextlib.suppress(OSError):  # it closed already; what it said before is still there
+        with contextlib.suppress(OSError):  # it closed already; its last reply can still be read
             for start, stop in itertools.pairwise(places):
                 sock.sendall(data[start:stop])
             sock.shutdown(socket.SHUT_WR)

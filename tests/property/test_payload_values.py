@@ -1,5 +1,5 @@
-"""What a comparison reads out of DUMP payloads is what the servers answer, whatever they are
-encoded as (`exodus/verify/decode.py`).
+"""The values that a comparison decodes from DUMP payloads are those that the servers answer, in
+every encoding (`exodus/verify/decode.py`).
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def _stream(entries: list[list[bytes]], deleted: set[int], read: int, acked: int
 
 
 def _fields(names: list[bytes]) -> list[bytes]:
-    """All but the last value."""
+    """Return all but the last value."""
     return [each for name in names for each in (name, b"v" + name)][:-1]
 
 
@@ -123,7 +123,7 @@ def servers(
 
 
 def _read(client: redis.Redis, key: bytes) -> tuple[bytes, bytes, object]:
-    """Type, payload, and the value by type."""
+    """Return type, payload, and the value by type."""
     kind = client.execute_command("TYPE", key)
     value = canonical(kind, [client.execute_command(*command) for command in reads_of(kind, key)])
     payload = client.execute_command("DUMP", key)

@@ -1,6 +1,4 @@
-"""No secret and no control sequence that is drawn reaches what people are shown, whatever sink it
-goes through.
-"""
+"""No drawn secret and no drawn control sequence reaches what people are shown, in any sink."""
 
 from __future__ import annotations
 
@@ -164,7 +162,7 @@ def test_no_line_of_a_broken_file_is_in_an_error(
 
 
 def _printed(secret: str) -> str:
-    """What all sinks of a text make of it."""
+    """Return what all sinks make of a text."""
     words = StringIO()
     with redirect_stdout(words), redirect_stderr(words):
         say(secret)
@@ -202,7 +200,7 @@ def _refuse(secret: str) -> None:
 
 
 def test_a_secret_is_in_no_log_of_a_flow_whoever_formats_it() -> None:
-    """As Prefect's handlers format records, with the traceback of an exception that is not ours."""
+    """Prefect's handlers format the records, including tracebacks of others' exceptions."""
     secret, before, words = (
         remember("QXZJ-secret/of#a@server"),
         logging.getLogRecordFactory(),
@@ -310,8 +308,8 @@ def test_a_report_has_its_own_tags_only(text: str) -> None:
 @example("1) first")
 @given(_HOSTILE)
 def test_markdown_shows_a_text_as_it_is(text: str) -> None:
-    """As markdown-it, which follows CommonMark, renders it: one paragraph, nothing but text in it,
-    and the same text.
+    """As markdown-it, which follows CommonMark, renders it: one paragraph with the same text and
+    nothing else.
     """
     rendered = _Tags()
     rendered.feed(_RENDERER.render(markdown(text)))

@@ -97,7 +97,7 @@ class World:
         return copier
 
     async def epoch(self) -> None:
-        """A new epoch: writers of the old one that are still under way may not write any more."""
+        """Begin a new epoch: writers of the old one may not write any more."""
         route = await read_route(self.store)
         route = await change_route(
             self.store, route, route.next(why="test", writer_epoch=route.writer_epoch + 1)
@@ -143,7 +143,7 @@ class World:
         self.unjournalled.append(([], Barrier("flushdb", (0,))))
 
     async def journal(self) -> None:
-        """Some entry comes late, and not in the order of the writes."""
+        """A journal entry arrives, late and in any order."""
         if self.unjournalled:
             keys, barrier = self.unjournalled.pop(self.draw.randrange(len(self.unjournalled)))
             await journal.append(self.store, keys, 1, [barrier] if barrier else [])
@@ -159,7 +159,7 @@ class World:
         await self.store.client.hset(self.store.keys.position, "0", self.position)
 
     async def read_chunk(self) -> None:
-        """The whole keyspace is one chunk; up to three are open at once, some of an old epoch."""
+        """The whole keyspace is one chunk. Up to three are open at once, some of an old epoch."""
         if len(self.chunks) < 3:
             copier = await self.copier()
             positions = await journal.ends(self.store, 1)
@@ -177,13 +177,13 @@ class World:
                 await copier.write(0, states, BatchReport())
             except EpochEnded:
                 return
-            # A process of an old epoch marks nothing that anybody reads
+            # No process reads the marks of an old epoch
             if self.marks_overtaken and engine is self.engine:
                 await mark_overtaken(self.engine, 0, keys, positions)
 
     async def kill(self) -> None:
-        """A process ends in the middle: a lane's before its position is kept, or a backfill's
-        before it marked what overtook it. It is done again.
+        """A process ends before its work is recorded: a lane before its position is stored, a
+        backfill before it marked what changed under it. The work is done again.
         """
         if self.draw.random() < 0.5:
             changes = await journal.since(self.store, {0: self.position})
@@ -195,7 +195,7 @@ class World:
             await self.read_chunk()
 
     async def end(self) -> None:
-        """Writes stop; chunks under way end, and everything drains."""
+        """Stop writes, finish open chunks, and drain everything."""
         while self.chunks:
             await self.write_chunk()
         while self.unjournalled:
@@ -211,7 +211,7 @@ class World:
 async def _play(
     plan: Plan, control: DatabaseServer, seed: int, steps: list[str], without: str | None = None
 ) -> bool:
-    """Whether both sides were equal at the end."""
+    """Return whether both sides were equal at the end."""
     async with await ControlStore.connect(control.address(), plan.name) as store:
         world = World(store, plan, random.Random(seed), without)
         await world.open()
@@ -271,7 +271,9 @@ def test_drained_means_equal(
 def test_without_its_rule_the_sides_differ(
     redis62: DatabaseServer, valkey91: DatabaseServer, control_server: DatabaseServer, without: str
 ) -> None:
-    """The property above can fail: take a rule out, and some drawing of the same kind finds it."""
+    """The property above can fail: without a rule, some drawing of the same kind finds unequal
+    sides.
+    """
     draw = random.Random(1)
     for _ in range(60):
         steps = draw.choices(STEPS, k=40)

@@ -1,7 +1,7 @@
 """The compiled hot path and its sources do the same, call for call, with whatever arrives
 (exodus/compiled.py).
 
-Where nothing was compiled both would be the sources: the last test fails then, unless
+Without a compiled form both would be the sources. The last test fails then, unless
 EXODUS_COMPILED=0 asks for it.
 """
 
@@ -261,8 +261,8 @@ def test_both_forms_pack_the_same(keys: list[tuple[int, bytes]]) -> None:
     os.environ.get("EXODUS_COMPILED") == "0", reason="EXODUS_COMPILED=0 asks for the sources"
 )
 def test_what_was_compiled_is_what_runs() -> None:
-    """Else the tests above compare the sources with themselves, and CI tests a gateway that nobody
-    would deploy.
+    """Otherwise the tests above compare the sources with themselves, and CI tests a gateway that
+    nobody deploys.
     """
     assert compiled.why_not() is None, f"{compiled.why_not()}: `make install` compiles the hot path"
     modules: list[ModuleType] = [getattr(RUNNING, name.rpartition(".")[2]) for name in NAMES]

@@ -13,14 +13,14 @@ _OFFSET = struct.Struct("<d")
 
 
 class WallClock:
-    """That of one process, which is started with `environment`."""
+    """The wall clock of one process, which is started with `environment`."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self.step(0.0)
 
     def step(self, seconds: float) -> None:
-        """From now on it is off by so much."""
+        """Set the offset from now on."""
         # In place: the process has it mapped
         with self._path.open("r+b" if self._path.exists() else "wb") as file:
             file.write(_OFFSET.pack(seconds))

@@ -24,7 +24,9 @@ WITHIN_S = 30.0
 
 
 class ClusterBox:
-    """A cluster of a test. Has what `DatabaseServer` has, where that makes sense for all nodes."""
+    """A cluster of a test. Offers what `DatabaseServer` offers, where that makes sense for all
+    nodes.
+    """
 
     def __init__(
         self,
@@ -60,7 +62,7 @@ class ClusterBox:
     # ---- as one server
 
     def address(self, **more: object) -> Cluster:
-        """As Exodus; two nodes are named, the others are found."""
+        """Return Exodus's address of the cluster. It names two nodes; the others are found."""
         return Cluster(
             cluster=tuple(f"127.0.0.1:{node.port}" for node in self.nodes[:2]),
             username=USER,
@@ -69,7 +71,7 @@ class ClusterBox:
         )
 
     def client(self, **more: object) -> redis.RedisCluster:
-        """As an application."""
+        """Return an application's client."""
         return redis.RedisCluster(
             host="127.0.0.1",
             port=next(node for node in self.nodes if node.running).port,
@@ -87,7 +89,7 @@ class ClusterBox:
     # ---- topology
 
     def masters(self) -> list[DatabaseServer]:
-        """The nodes that have slots, in their order."""
+        """Return the nodes that have slots, in their order."""
         rows = self._slots()
         ports = dict.fromkeys(int(master[1]) for _, _, master, *_ in rows)
         return [self._by_port(port) for port in ports]
@@ -117,7 +119,7 @@ class ClusterBox:
             return client.execute_command("CLUSTER", "MYID").decode()
 
     def wait_ready(self) -> None:
-        """Wait until every running node calls the cluster ok, and all agree who has what."""
+        """Wait until every running node reports the cluster as ok, and all agree on the slots."""
 
         def agreed() -> bool:
             views = set()
@@ -134,7 +136,7 @@ class ClusterBox:
         wait_until(agreed, within_s=WITHIN_S, otherwise="the nodes do not agree")
 
     def wait_hosts(self, wanted: set[str]) -> None:
-        """Wait until every node names these hosts, and no others."""
+        """Wait until every node names these hosts and no others."""
 
         def told() -> bool:
             found = set()
@@ -218,7 +220,7 @@ class ClusterBox:
 
     @contextmanager
     def migrating(self, slot: int, to: DatabaseServer) -> Iterator[DatabaseServer]:
-        """A slot on its way: some of its keys may be on either node. At the end it has arrived."""
+        """Hold a slot in migration: its keys may be on either node. At the end it has arrived."""
         owner = self.owner_of(slot)
         ours, theirs = self._id(owner), self._id(to)
         with owner.client() as here, to.client() as there:
@@ -291,7 +293,7 @@ def _raw(client: redis.Redis, *command: object) -> object:
 
 @pytest.fixture
 def make_cluster(tmp_path: Path) -> Iterator[object]:
-    """A function that starts a cluster for this test."""
+    """Return a function that starts a cluster for this test."""
     boxes: list[ClusterBox] = []
 
     def make(kind: ServerKind, **more: object) -> ClusterBox:

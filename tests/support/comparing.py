@@ -1,4 +1,4 @@
-"""A comparer in the test's own process, or in one of its own; what it has counted and found."""
+"""A comparer in the test's own process, or in one of its own; its counts and findings."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ class ComparerProcesses:
         await until(compares, within_s=30, otherwise="the comparer did not begin")
 
     async def kill(self) -> None:
-        """-9, once it has written down where it is."""
+        """Kill it (-9) once it has stored its position."""
         process = self._running[-1].process
         os.kill(process.pid, signal.SIGKILL)
         await asyncio.to_thread(process.wait, 10)
@@ -123,10 +123,10 @@ async def row_of(local: LocalMigration, command: str, outcome: str, count: int =
 
 
 async def quiet(local: LocalMigration) -> None:
-    """Wait until the comparer has judged everything, and knows that nobody has written its keys for
-    a while: no journal entry that is under way copies a key again.
+    """Wait until the comparer has judged everything, and sees no recent write of its keys.
 
-    Of what a test has sent, some outcome must have been seen before.
+    Then no journal entry in flight makes it copy a key again. Some outcome of the test's requests
+    must have been seen before.
     """
 
     async def settled() -> bool:
@@ -138,12 +138,12 @@ async def quiet(local: LocalMigration) -> None:
 
 
 async def counted(local: LocalMigration, command: str) -> dict[str, int]:
-    """Outcome -> replies of one command."""
+    """Return outcome -> replies of one command."""
     (beat,) = await heartbeats(local.store, "comparer")
     return beat.facts.rows.get(command, {})
 
 
 async def ledger(local: LocalMigration) -> list[dict[str, Any]]:
-    """The rows of the ledger of divergences."""
+    """Return the rows of the ledger of divergences."""
     raw = await answered(local.store.client.hgetall(local.store.keys.divergence))
     return [orjson.loads(row) for row in raw.values()]

@@ -1,5 +1,5 @@
-"""A whole data plane as processes that can be killed and frozen: gateways, syncers, and whoever
-applies a switch; the application is in the test.
+"""A whole data plane as processes that can be killed and frozen: gateways, syncers, and switchers.
+The application is in the test.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ class Member:
 
 
 class GatedWriter(Writer):
-    """A writer of the shop that can be made to wait between two of its actions."""
+    """A writer of the shop that can be made to wait between two actions."""
 
     def pausable(self, gate: asyncio.Event, busy: set[int]) -> None:
         self._gate, self._busy = gate, busy
@@ -95,8 +95,8 @@ class GatedWriter(Writer):
 
 
 class Application:
-    """The shop, over several gateways, with blocked consumers; pausable, so that it can be held
-    against a server at any time.
+    """The shop, over several gateways, with blocked consumers. It can be paused, to be compared
+    with a server at any time.
     """
 
     def __init__(
@@ -214,7 +214,7 @@ class Application:
         )
 
     async def cancel(self) -> None:
-        """At the end of a test that failed."""
+        """End it after a test that failed."""
         for task in self._tasks:
             task.cancel()
         await asyncio.wait(self._tasks, timeout=5) if self._tasks else None
@@ -313,7 +313,7 @@ class Fleet:
             )
 
     async def migrate(self) -> None:
-        """Live sync on, everything copied."""
+        """Start live sync, and copy everything."""
         route = await read_route(self.store)
         native = self.plan.strategy is CopyStrategy.NATIVE
         feed = Feed.GATEWAY if self.plan.feed is Feed.AUTO else self.plan.feed
@@ -344,8 +344,8 @@ class Fleet:
         return Switcher(self.file, to, stop_before)
 
     async def settled(self, within_s: float = 40) -> None:
-        """Wait until nothing of a switch is left: writes flow, changes flow to the follower, the
-        fence is where it must be and nowhere else.
+        """Wait until nothing of a switch is left: writes flow, changes flow to the follower, and
+        the fence is where it must be and nowhere else.
         """
         state = ""
 
@@ -400,8 +400,8 @@ class Fleet:
         return ""
 
     async def agrees(self, application: Application) -> None:
-        """The application at rest: both sides are equal, and the authority has all that was
-        acknowledged and nothing else.
+        """Stop the application and check: both sides are equal, and the authority has every
+        acknowledged write and nothing else.
         """
         await application.pause()
         paused_ms = await ask_for_beats(self.store)
@@ -446,7 +446,7 @@ class Fleet:
         application.go_on()
 
     async def application(self, **more: Any) -> Application:
-        """One that has filled its keys and writes."""
+        """Return one that has filled its keys and writes."""
         application = Application(
             self.ports, **{"seed": 7, "keys": 500, "writers": 6, "writes_per_s": 400, **more}
         )
@@ -502,7 +502,7 @@ class Switcher:
         return line
 
     async def reached(self) -> bool:
-        """Wait until it stands before its step; False where it ended earlier."""
+        """Wait until it stands before its step; False if it ended earlier."""
         while line := await self._line():
             if line == f"step {self._stop_before}":
                 return True
@@ -520,7 +520,7 @@ class Switcher:
             self.process.send_signal(number)
 
     async def ended(self, within_s: float = 90) -> dict:
-        """What came of it; `{"outcome": "killed"}` where it could not say."""
+        """Return its report; `{"outcome": "killed"}` if it made none."""
         async with asyncio.timeout(within_s):
             while not self.said or not self.said[-1].startswith("{"):
                 if not await self._line():

@@ -1,5 +1,5 @@
-"""Clients on keys that they share, through several gateways; what each did and saw, for
-`linearizable.py`.
+"""Clients on keys that they share, through several gateways. `linearizable.py` checks what each did
+and saw.
 """
 
 from __future__ import annotations
@@ -86,8 +86,8 @@ class Historian:
         await client.aclose()
 
     def check(self) -> int:
-        """Raise at the first key whose history no order explains; the number of operations that
-        were checked.
+        """Raise at the first key whose history no order explains; return the number of checked
+        operations.
         """
         for key, history in self.operations.items():
             violation = first_violation(history)

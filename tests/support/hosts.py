@@ -1,8 +1,7 @@
-"""Machines of a test: network namespaces on one bridge, each with a host name of its own.
+"""Machines of a test: network namespaces on one bridge, each with its own host name.
 
-Where the machine that runs the tests does not allow that (no root, no `ip`), they are addresses of
-loopback, and the test says so. Then everything is as it would be, but nothing shows that a process
-used an address of another machine.
+Without root or `ip` they are addresses of loopback, and the test says so. Then everything else is
+the same, but nothing shows that a process used another machine's address.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ def _ip(*arguments: str) -> None:
 
 
 def allowed() -> bool:
-    """Whether namespaces can be made here."""
+    """Return whether namespaces can be made here."""
     if os.geteuid() or not all(map(shutil.which, _TOOLS)):
         return False
     name = f"exo{secrets.token_hex(3)}"
@@ -47,7 +46,7 @@ class Host:
         self.started: list[Started] = []
 
     def command(self, command: Sequence[str]) -> list[str]:
-        """The command, to be run there."""
+        """Return the command line that runs there."""
         if self._namespace is None:
             return list(command)
         named = 'hostname "$0" && exec "$@"'
@@ -83,11 +82,11 @@ class Host:
 
     @property
     def real(self) -> bool:
-        """Whether it is a namespace."""
+        """Return whether it is a namespace."""
         return self._namespace is not None
 
     def pids(self) -> list[int]:
-        """Everything that runs there; of an address of loopback nothing is known."""
+        """Return all processes that run there; for an address of loopback they are unknown."""
         if self._namespace is None:
             return []
         return [
@@ -154,7 +153,7 @@ class Network:
 
 @contextlib.contextmanager
 def network(*hosts: str) -> Iterator[Network]:
-    """Machines as long as the context is open."""
+    """Yield machines for as long as the context is open."""
     made = Network(hosts)
     try:
         yield made
@@ -163,7 +162,7 @@ def network(*hosts: str) -> Iterator[Network]:
 
 
 def answers(address: str, port: int) -> bool:
-    """Whether somebody listens there."""
+    """Return whether a process listens there."""
     try:
         socket.create_connection((address, port), timeout=1).close()
     except OSError:

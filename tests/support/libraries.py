@@ -34,7 +34,7 @@ from examples.shop.place import connect
 _ANSWER_S = 60  # as redis-py waits in the shop
 _CONNECT_S = 10
 Command = list[bytes]
-glide.Logger.set_logger_config(glide.LogLevel.OFF)  # a connection that ends is what a test makes
+glide.Logger.set_logger_config(glide.LogLevel.OFF)  # the test ends connections on purpose
 
 
 class Library(Protocol):
@@ -53,11 +53,11 @@ class Library(Protocol):
         """
 
     async def aclose(self) -> None:
-        """Give connections back."""
+        """Return the connections."""
 
 
 def _wire(arguments: Sequence[Any]) -> Command:
-    """As it goes over the wire; redis-py names a subcommand together with its command."""
+    """Return the command as it goes over the wire; redis-py joins a subcommand with its command."""
     name, *rest = arguments
     return [
         part if isinstance(part, bytes) else str(part).encode()
@@ -75,7 +75,7 @@ def _failure(
 
 
 class Coredis:
-    """Its pool belongs to the task that opens it, so that is one of its own."""
+    """Its pool belongs to the task that opens it, so it gets a task of its own."""
 
     def __init__(self, host: str, port: int) -> None:
         self._client = coredis.Redis(
@@ -135,7 +135,7 @@ class Coredis:
 
 
 class Glide:
-    """Several callers on one connection: what of it is open at a switch belongs to many."""
+    """Several callers on one connection: at a switch, requests of many callers are open on it."""
 
     def __init__(self, host: str, port: int, callers: int = 1) -> None:
         self.callers = callers
@@ -222,7 +222,7 @@ def _read(callbacks: Any, name: str, reply: Any, options: dict[str, Any]) -> Any
 
 
 class Borrowed(redis.Redis):
-    """redis-py's commands and readers over another library's connections; its own are never
+    """redis-py's commands and readers over another library's connections; redis-py's own are never
     opened.
     """
 
@@ -251,14 +251,16 @@ LIBRARIES = ("redis-py", "coredis", "glide")
 
 
 class Clients:
-    """Opens clients for many callers, each by the library that its number falls to."""
+    """Opens clients for many callers; a caller's number decides which library it gets."""
 
     def __init__(self, libraries: Sequence[str]) -> None:
         self._libraries = libraries
         self._shared: dict[str, Glide] = {}
 
     def open(self, number: int, url: str, *, blocks: bool = False) -> redis.Redis:
-        """A client for caller `number`; one that `blocks` its connection does not share it."""
+        """Return a client for caller `number`; one that `blocks` its connection does not share
+        it.
+        """
         name, at = self._libraries[number % len(self._libraries)], urlsplit(url)
         if name == "redis-py":
             return connect(url)

@@ -37,7 +37,7 @@ class Operation:
     result: bytes | None = None
 
     def after(self, state: State) -> tuple[bool, State]:
-        """Whether it can have its moment in `state`, and the state then."""
+        """Return whether it can have its moment in `state`, and the state after it."""
         if self.kind == "set":
             return True, self.argument
         if self.kind == "get":
@@ -52,7 +52,9 @@ Configuration = tuple[State, frozenset[int]]
 def _with_moment(
     configuration: Configuration, wanted: int, open_: dict[int, Operation]
 ) -> set[Configuration]:
-    """All configurations that can follow in which the operation `wanted` has had its moment."""
+    """Return all configurations that can follow, in which the operation `wanted` has had its
+    moment.
+    """
     found: set[Configuration] = set()
     seen: set[Configuration] = set()
     left = [configuration]
@@ -73,7 +75,7 @@ def _with_moment(
 
 
 def first_violation(history: Iterable[Operation], initial: State = None) -> Operation | None:
-    """The first answered operation that no order explains; None where the history is
+    """Return the first answered operation that no order explains; None if the history is
     linearizable.
     """
     operations = [

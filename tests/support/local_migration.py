@@ -1,5 +1,5 @@
 """A whole data plane in the test's own process, over real servers: gateway, syncer, and the orders
-that flows would give.
+that flows give.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from tests.support.wait import until
 
 
 class LocalMigration:
-    """Start what a test needs; everything ends with the test."""
+    """Starts what a test needs; everything ends with the test."""
 
     def __init__(
         self,
@@ -73,7 +73,7 @@ class LocalMigration:
         await self.store.save_plan(self.plan)
 
     def reached(self, plan: Plan | None = None, **tls: object) -> Plan:
-        """A plan (or this one's) whose gateway is where ours listens."""
+        """Return a plan (or this one's) whose gateway is where ours listens."""
         return (plan or self.plan).model_copy(update={"gateway": Listen(port=self.port, **tls)})
 
     async def gateway(
@@ -108,13 +108,13 @@ class LocalMigration:
         return syncer
 
     def app(self, **more: object) -> redis.Redis:
-        """An application's client, through the gateway."""
+        """Return an application's client, through the gateway."""
         client = redis.Redis(port=self.port, **more)  # type: ignore[arg-type]
         self.clients.append(client)
         return client
 
     async def change(self, **changes: object) -> Route:
-        """Make the next epoch and wait for everybody."""
+        """Begin the next epoch, and wait until every process follows it."""
         before = await read_route(self.store)
         route = await change_route(self.store, before, before.next(**{"why": "test", **changes}))  # type: ignore[arg-type]
         for kind, processes in (("gateway", self.gateways), ("syncer", self.syncers)):
@@ -140,11 +140,11 @@ class LocalMigration:
 
     @property
     def feed(self) -> Feed:
-        """The feed in force: the one that the plan names, or the gateways' journal."""
+        """Return the feed in force: that of the plan, or the gateways' journal."""
         return Feed.GATEWAY if self.plan.feed is Feed.AUTO else self.plan.feed
 
     async def replicate(self, route: Route) -> None:
-        """Native replication in place of live sync by keys, as Migrate begins it."""
+        """Begin native replication, as Migrate does, in place of live sync by keys."""
         await possible.check_possible(self.plan, self.store)
         await replica.grant_writes(self.plan, route.writer_epoch + 1)
         route = await self.change(
@@ -174,7 +174,7 @@ class LocalMigration:
             await copy_slice(engine, run, piece, budget_s=60)
 
     def file(self, folder: Path) -> Path:
-        """As a migration file, for a process of its own."""
+        """Write a migration file for a process of its own."""
         servers = {str(side): box for side, box in self.servers.items()} | {
             "control_store": self.control
         }
@@ -211,7 +211,7 @@ class LocalMigration:
         await until(quiet, within_s=20, otherwise="the journal never drained")
 
     async def feed_drained(self) -> bool:
-        """Whether the feed in force is drained."""
+        """Return whether the feed in force is drained."""
         return await (await self.engine()).feed.drained()
 
     async def verify(self) -> VerificationReport:

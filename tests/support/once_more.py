@@ -1,8 +1,8 @@
-"""Run the tests that failed once more, one after the other, where they are few.
+"""Run the failed tests once more, one after the other, if they are few.
 
-Tests kill, stall and time real processes on machines that others use, too. A test that fails twice
-is a failure. A test that fails beside others and passes alone is reported here by name: it waits
-for something that a busy machine does not give, or it shows a race. Look into it.
+Tests kill, stall and time real processes on machines that others use too. A test that fails twice
+is a failure. A test that fails beside others and passes alone is reported here by name: it needs
+time that a busy machine does not give, or it shows a race. Look into it.
 """
 
 from __future__ import annotations

@@ -54,7 +54,7 @@ def ethernet(packet: bytes, vlans: Sequence[int] = ()) -> bytes:
 
 
 def vxlan(frame: bytes) -> bytes:
-    """The frame as a cloud's traffic mirroring sends it on."""
+    """Wrap the frame as a cloud's traffic mirroring does."""
     udp = struct.pack(">HHHH", 50_000, 4789, 16 + len(frame), 0) + struct.pack(">II", 8 << 24, 256)
     body = udp + frame
     head = struct.pack(">BBHHHBBH", 0x45, 0, 20 + len(body), 0, 0, 64, 17, 0)
@@ -153,11 +153,11 @@ class Talk:
         return self._add(1, ACK | PSH, data)
 
     def ack(self, side: int) -> Self:
-        """A side says what it has, and sends nothing."""
+        """A side acknowledges what it has, and sends nothing."""
         return self._add(side, ACK, b"")
 
     def reset(self, side: int) -> Self:
-        """A side ends the connection without a word more."""
+        """A side resets the connection."""
         return self._add(side, RST, b"")
 
     def close(self) -> Self:
@@ -256,6 +256,6 @@ class Recorder:
         self._socket.close()
 
     def write(self, path: Path) -> Path:
-        """Write them as tcpdump would."""
+        """Write the packets as tcpdump does."""
         path.write_bytes(pcap(self.packets, nanoseconds=True))
         return path

@@ -1,5 +1,5 @@
-"""A client in a process of its own that pings a server until its input ends, then prints how many
-ms each answer took.
+"""A client in a process of its own. It pings a server until its input ends, then prints the ms that
+each answer took.
 
 `python -m tests.support.pinger PORT USER`; the first line of its input is the password. Beside a
 backfill in the test's own process a client would wait for that process, and not for the server.

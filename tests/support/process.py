@@ -21,7 +21,7 @@ from tests.support.wait import wait_until
 
 
 def migration_file(local: LocalMigration, **gateway: object) -> Path:
-    """The local migration as a file."""
+    """Write the local migration as a file."""
 
     def named(box: DatabaseServer) -> dict[str, str]:
         return {
@@ -64,11 +64,11 @@ class GatewayProcess:
         self.started: Started = start(name, command, log=self.log)
 
     def said(self, pattern: str) -> list[str]:
-        """What the log has of a pattern."""
+        """Return what the log has of a pattern."""
         return re.findall(pattern, self.log.read_text())
 
     def wait_said(self, pattern: str, *, times: int = 1) -> list[str]:
-        """Wait until the log has it so often."""
+        """Wait until the log has a pattern so often."""
         wait_until(
             lambda: len(self.said(pattern)) >= times,
             within_s=40,
@@ -77,11 +77,11 @@ class GatewayProcess:
         return self.said(pattern)
 
     def health(self, index: int = 0) -> tuple[int, str]:
-        """Status and reason of one worker's `/health`."""
+        """Return status and reason of one worker's `/health`."""
         return self._get("/health", index)
 
     def metrics(self, index: int = 0) -> str:
-        """Its metrics."""
+        """Return its metrics."""
         return self._get("/metrics", index, text=True)[1]
 
     def _get(self, path: str, index: int, *, text: bool = False) -> tuple[int, str]:
@@ -97,13 +97,13 @@ class GatewayProcess:
         os.kill(self.started.process.pid, number)
 
     def end(self) -> int:
-        """SIGTERM, and its exit status."""
+        """Send SIGTERM; return its exit status."""
         if self.started.process.poll() is None:
             self.signal(signal.SIGTERM)
         return self.started.process.wait(30)
 
     def kill(self) -> None:
-        """End it and all its workers without a word."""
+        """Kill it and all its workers."""
         try:
             os.killpg(self.started.process.pid, signal.SIGKILL)
         except ProcessLookupError:

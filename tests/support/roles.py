@@ -27,12 +27,12 @@ _TRIED = [("exodus-syncer", "sync")]
 
 
 def administrator(box: DatabaseServer) -> redis.Redis:
-    """A client that may look at everything; for the fence it is an application's."""
+    """A client with the right to everything; the fence takes it for an application."""
     return redis.Redis(port=box.port, username=ADMINISTRATOR, password=ADMINISTRATOR)
 
 
 def _take_over(box: DatabaseServer) -> None:
-    """Replace the user that servers of the tests begin with."""
+    """Replace the user that the tests' servers begin with."""
     with box.client() as client:
         client.execute_command(
             "ACL", "SETUSER", ADMINISTRATOR, "on", f">{ADMINISTRATOR}", "~*", "&*", "+@all"
@@ -44,8 +44,9 @@ def _take_over(box: DatabaseServer) -> None:
 def make_users(
     servers: dict[Side, DatabaseServer], wanted: dict[Side, Wanted], folder: Path
 ) -> tuple[dict[Side, Address], Users]:
-    """Make the users of all roles as an operator would; both sides' addresses as the role `syncer`,
-    and the others for the plan.
+    """Make the users of all roles as an operator would.
+
+    Returns both sides' addresses for the role `syncer`, and the other roles' logins for the plan.
     """
     made: dict[UserRole, dict[str, Credentials]] = {role: {} for role in UserRole}
     own: dict[Side, Address] = {}
@@ -72,7 +73,7 @@ def make_users(
 
 
 def denied(servers: dict[Side, DatabaseServer]) -> list[str]:
-    """What a server refused to a user of Exodus's, each once."""
+    """Return what a server refused to Exodus's users, each once."""
     found = set()
     for side, box in servers.items():
         with administrator(box) as client:

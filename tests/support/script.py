@@ -1,5 +1,5 @@
-"""What goes into a sans-IO session and all that must come out; played whole, then at every byte
-split.
+"""The input of a sans-IO session and its whole expected output, played in one piece, then at every
+byte split.
 """
 
 from __future__ import annotations
@@ -13,9 +13,7 @@ from exodus.gateway.canary_reads import CanaryRead
 
 
 class Recorder:
-    """An `Outlet` that writes down what it was told; neighbouring bytes in one direction count as
-    one.
-    """
+    """An `Outlet` that records each call; neighbouring bytes in one direction are one call."""
 
     def __init__(self) -> None:
         self.calls: list[tuple[Any, ...]] = []
@@ -59,10 +57,20 @@ class Recorder:
         self.calls.append(("resume_client",))
 
     def caught_up(self) -> None:
-        pass  # told after every backlog, and every test would have to repeat it
+        pass  # called after every backlog; every test would have to repeat it
 
     def unblock(self, client_id: int) -> None:
         self.calls.append(("unblock", client_id))
+
+    def told_error(self, head: bytes) -> bytes:
+        kind, slot, _ = head.split(b" ")
+        return b"%b %b gateway:7001" % (kind, slot)
+
+    def told_reply(self, word: bytes, frame: bytes) -> bytes:
+        return b"$%d\r\n%b\r\n" % (len(word), word)
+
+    def as_cluster(self, args: list[bytes], protocol: int) -> bytes:
+        return b"+%b of %d\r\n" % (b" ".join(args), protocol)
 
     def settled(self) -> None:
         # One call wakes a waiter as well as two
@@ -81,7 +89,7 @@ class Recorder:
 class Script:
     """Steps (method, bytes) and the calls that each must cause.
 
-    A script that a test builds and does not play fails that test (`unplayed`, tests/conftest.py).
+    A test that builds a script and does not play it fails (`unplayed`, tests/conftest.py).
     """
 
     _unplayed: ClassVar[list[Script]] = []
@@ -147,8 +155,8 @@ def _difference(wanted: list[tuple[Any, ...]], got: list[tuple[Any, ...]]) -> st
 
 
 def replayed(session: Any, logins: Any = None) -> tuple[bytes, int, frozenset[int]]:
-    """What a session says on a new leg, all stages together: the bytes, how many replies they have,
-    which may be errors.
+    """Return what a session sends on a new leg, all stages together: the bytes, the number of
+    replies, and which of them may be errors.
     """
     data, expected, optional = b"", 0, set()
     for stage in session.replay_stages(logins):

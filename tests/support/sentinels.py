@@ -23,7 +23,7 @@ WITHIN_S = 40.0  # a Sentinel that finds no replica fit waits four seconds
 
 
 class ServiceBox:
-    """A service of a test. Has what `DatabaseServer` has, for the master of now."""
+    """A service of a test. Offers what `DatabaseServer` offers, for the current master."""
 
     def __init__(
         self, kind: ServerKind, folder: Path, *, name: str = "mymaster", replicas: int = 1
@@ -71,7 +71,7 @@ class ServiceBox:
         return f"redis://127.0.0.1:{self.port}"
 
     def address(self, **more: object) -> Service:
-        """As Exodus."""
+        """Return Exodus's address of the service."""
         return Service(
             sentinels=tuple(f"127.0.0.1:{each.port}" for each in self.sentinels),
             service=self.name,
@@ -86,11 +86,11 @@ class ServiceBox:
     # ---- failovers
 
     def asked(self, number: int = 0) -> redis.Redis:
-        """A client of one Sentinel."""
+        """Return a client of one Sentinel."""
         return redis.Redis(port=self.sentinels[number].port, decode_responses=True, protocol=2)
 
     def master(self) -> DatabaseServer:
-        """The server that most Sentinels name, as soon as it says that it is the master."""
+        """Return the server that most Sentinels name, once it says that it is the master."""
         deadline = time.monotonic() + WITHIN_S
         while time.monotonic() < deadline:
             named = []
@@ -138,7 +138,7 @@ class ServiceBox:
             sentinel.started.process.send_signal(signal.SIGCONT)
 
     def restart_sentinels(self) -> None:
-        """Start all anew, with what each knew: without TILT."""
+        """Start all anew, each with its own state: without TILT."""
         for number, sentinel in enumerate(self.sentinels):
             sentinel.started.process.kill()
             sentinel.started.process.wait()
@@ -161,7 +161,7 @@ class ServiceBox:
         raise AssertionError(f"no failover of {self.name} within {WITHIN_S} s")
 
     def restore(self) -> None:
-        """Everybody runs, is in step, and is empty; all settings and users as they were."""
+        """Bring all servers up, in step and empty, with their first settings and users."""
         for node in self.nodes:
             if node.server.started.process.poll() is not None:
                 node.start()

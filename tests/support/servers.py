@@ -49,8 +49,8 @@ class DatabaseServer:
             self._users: list[str] = client.acl_list()
 
     def restore(self) -> None:
-        """Empty it and give it the settings and users that it started with: a test before may have
-        changed anything.
+        """Empty it and restore its first settings and users: an earlier test may have changed
+        anything.
         """
         with self.client(decode_responses=True) as client:
             client.replicaof("NO", "ONE")
@@ -65,7 +65,7 @@ class DatabaseServer:
                     client.execute_command("ACL", "SETUSER", name, "reset", *rules)
             client.flushall()
             client.script_flush()
-            client.config_resetstat()  # which modules were used is told by the counts of commands
+            client.config_resetstat()  # the counts of commands tell which modules were used
             if self.kind is not ServerKind.REDIS_62:
                 client.function_flush()
 
@@ -94,16 +94,14 @@ class DatabaseServer:
         return self.server.address()
 
     def client(self, **more: object) -> redis.Redis:
-        """As Exodus."""
+        """Return a client with Exodus's login."""
         address = self.address()
         return redis.Redis(
             port=self.port, username=address.username, password=address.secret("test"), **more
         )  # type: ignore[arg-type]
 
     def save(self) -> None:
-        """Write the file that the next start loads, after a save in the background (for a replica)
-        if one runs.
-        """
+        """Write the dump that the next start loads, after any running save for a replica."""
         with self.client() as client:
             while True:
                 try:
@@ -172,7 +170,7 @@ control_server = _emptied("_control")
 
 @pytest.fixture
 def make_server(tmp_path: Path) -> Iterator[object]:
-    """A function that starts one more server for this test."""
+    """Return a function that starts one more server for this test."""
     servers: list[DatabaseServer] = []
 
     def make(kind: ServerKind, **config: str) -> DatabaseServer:

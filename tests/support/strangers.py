@@ -1,8 +1,8 @@
-"""`python -m tests.support.strangers SECONDS CLIENTS PORT…`: clients without a login that do at
-once whatever a stranger can do.
+"""`python -m tests.support.strangers SECONDS CLIENTS PORT…`: clients without a login do, all at
+once, whatever a stranger can.
 
-A process of its own, so that what it costs here is not taken for what it costs the gateways. Ends
-with one JSON line: how often each was done.
+A process of its own, so that its cost is not counted as the gateways'. Ends with one JSON line: how
+often each act was done.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def _send(writer: asyncio.StreamWriter, data: bytes) -> None:
 
 
 async def _read_some(reader: asyncio.StreamReader) -> None:
-    """What comes within a moment."""
+    """Read what comes within a moment."""
     try:
         async with asyncio.timeout(_WAITS_S):
             while await reader.read(65_536):

@@ -1,8 +1,8 @@
-"""`python -m tests.support.switcher FILE TO`: the process that applies a switch, so that it can be
-killed and frozen.
+"""`python -m tests.support.switcher FILE TO`: the process that applies a switch, to be killed and
+frozen.
 
-Says each step on a line of its own before it is done; with `--stop-before STEP` it then waits for a
-line on standard input. Ends with one JSON line: what came of it.
+Prints each step on a line before it does it. With `--stop-before STEP` it then waits for a line on
+standard input. Ends with one JSON line: the outcome.
 """
 
 from __future__ import annotations

@@ -6,16 +6,16 @@ import socket
 import time
 from collections.abc import Sequence
 
-_QUIET_S = 0.12  # a server on loopback that says nothing for so long has said all
+_QUIET_S = 0.12  # a server on loopback that is silent for so long has sent everything
 
 
 def converse(
     port: int, pieces: Sequence[bytes], *, size: int | None = None, half_close: bool = False
 ) -> bytes:
-    """Send pieces one after the other; what comes back, and `<closed>` where the peer ended it.
+    """Send pieces one after the other; return what comes back, and `<closed>` where the peer closed
+    the connection.
 
-    Args:
-        size: stop as soon as so many bytes came, and look no longer than that for more.
+    With `size`, stop as soon as so many bytes came.
     """
     said = bytearray()
     with socket.create_connection(("127.0.0.1", port), timeout=10) as sock:
@@ -28,7 +28,7 @@ def converse(
             if half_close:
                 sock.shutdown(socket.SHUT_WR)
         except (BrokenPipeError, ConnectionResetError):
-            pass  # it closed before it had read all, and what it said is still there
+            pass  # it closed before it read everything; its last reply can still be read
         while size is None or len(said) < size:
             sock.settimeout(_QUIET_S if size is None else 10)
             try:
@@ -45,5 +45,5 @@ def converse(
 
 
 def pieces_of(data: bytes, size: int) -> list[bytes]:
-    """Cut into pieces of a size."""
+    """Cut bytes into pieces of a size."""
     return [data[at : at + size] for at in range(0, len(data), size)] or [b""]

@@ -1,4 +1,4 @@
-"""Waiting for a condition, with what never happened in the failure."""
+"""Waiting for a condition. A failure names what never happened."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def wait_until(condition: Callable[[], bool], *, within_s: float, otherwise: str
 async def until(
     condition: Callable[[], Awaitable[bool]], *, within_s: float, otherwise: str
 ) -> None:
-    """The same for coroutines."""
+    """As `wait_until`, for coroutines."""
     deadline = time.monotonic() + within_s
     while not await condition():
         if time.monotonic() > deadline:

@@ -1,5 +1,5 @@
-"""Exodus as a package: a wheel, in an environment of its own that takes the libraries from the
-tests' one.
+"""Exodus as a package: a wheel in an environment of its own, with the libraries of the tests'
+environment.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from exodus.stack.prefect import project_root
 
 
 def install(folder: Path) -> Path:
-    """Build the wheel and install it; the folder with its `python` and `exodus`."""
+    """Build the wheel and install it; return the folder with its `python` and `exodus`."""
     wheels = folder / "wheels"
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet"]
     build = [

@@ -1,4 +1,4 @@
-"""Where secrets go: into blocks only where asked for, into files of their own, and to no server but
+"""Where secrets go: into blocks only on request, into files of their own, and to no server but
 their own.
 """
 
@@ -85,7 +85,7 @@ def test_the_stack_s_login_is_sent_to_the_stack_only(
 
 
 def test_the_blocks_have_every_field_of_the_migration_file() -> None:
-    """A field that the block lacks is lost on the way through Prefect: what runs is not what was
+    """A field that the block lacks would be lost in Prefect: what runs would differ from what was
     applied.
     """
     in_url = {"host", "port", "username", "tls"}
@@ -99,7 +99,7 @@ def test_the_blocks_have_every_field_of_the_migration_file() -> None:
 
 
 def test_a_plan_is_the_same_after_its_way_through_the_blocks(tmp_path: Path) -> None:
-    """Every field of the file, each with a value that is not its default."""
+    """Every field of the file has a value that is not its default."""
     files = {name: tmp_path / name for name in ("password", "ca", "cert", "key")}
     for file in files.values():
         file.write_text("secret\n")

@@ -1,4 +1,4 @@
-"""Checks of a phase: each level can be false, and a false one has its consequence."""
+"""Checks of a phase: each level can be false, and each false one has its consequence."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""Forms leave room for their summary, and what they may not be answered with, where a fence or keys
-that stay behind need a person's word.
+"""Forms: they leave room for their summary, refuse impossible answers, and demand a person's
+confirmation for a manual fence and for keys that stay behind.
 """
 
 from __future__ import annotations
@@ -75,7 +75,9 @@ def test_no_form_has_more_fields_than_leave_room_for_its_summary(name: str) -> N
 
 
 def test_a_field_that_the_form_does_not_have_is_refused() -> None:
-    """Who says `when: window` to a plan without one must not get a cutover at once."""
+    """An operator who answers `when: window` to a plan without a window must not get a cutover at
+    once.
+    """
     form = cutover_form({"window": None}, filtered=False, provider=False)
     form(decision="approve", **_SAID)
     for more in ({"when": "window"}, {"decision": "approve in window"}):
@@ -113,7 +115,7 @@ def test_one_tick_confirms_the_fence_and_the_keys_that_stay() -> None:
 
 
 def test_reject_means_one_thing_in_each_form() -> None:
-    """The form said that reject holds the migration where it is, its summary that it asks for a
+    """Before, the form said that reject holds the migration, and its summary that it asks for a
     rollback.
     """
     for form in _forms().values():

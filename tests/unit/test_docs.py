@@ -1,5 +1,5 @@
-"""Documents name what exists: files, headings, symbols, make targets, commands, options, metrics;
-generated pages are up to date.
+"""Documents name only what exists: files, headings, symbols, make targets, commands, options,
+metrics. Generated pages are up to date.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def test_every_symbol_that_a_page_names_exists(page: Path) -> None:
 
 
 def _anchors(page: Path) -> set[str]:
-    """Where links into a page may lead, as GitHub makes them of its headings."""
+    """Return the anchors of a page, as GitHub derives them from its headings."""
     headings = re.findall(
         r"^#+ (.*)$", re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL), re.MULTILINE
     )
@@ -155,7 +155,7 @@ def test_every_make_target_that_a_page_names_exists() -> None:
 
 
 def _commands(page: Path) -> Iterator[list[str]]:
-    """What a page gives to `exodus` in its blocks, in words."""
+    """Return what a page passes to `exodus` in its code blocks, as words."""
     for block in re.findall(r"```\w*\n(.*?)```", page.read_text(), re.DOTALL):
         for line in block.replace("\\\n", " ").splitlines():
             for found in re.findall(

@@ -1,4 +1,4 @@
-"""Plots show their rows, run nothing, and are the same each time."""
+"""Plots show their rows, run nothing, and are reproducible."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""Tasks and what Prefect keeps of them: a flow runs from the top again after each decision, so each
-task says whether its answer is kept.
+"""Tasks and what Prefect keeps of them: a flow runs from the top after each decision, so each task
+declares whether its result is kept.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What Analyze says of the workload: of the window, not since the gateways began."""
+"""What Analyze says of the workload concerns the window, not the time since the gateways began."""
 
 from __future__ import annotations
 

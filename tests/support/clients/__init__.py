@@ -1,3 +1,3 @@
-"""Ordinary programs, each with another client library; each prints what it was told, a line a
-reply, and names only what a rerun would say too.
+"""Ordinary programs, each with another client library. Each prints the replies that it got, one a
+line, without anything that differs between runs.
 """

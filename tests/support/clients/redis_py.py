@@ -15,7 +15,7 @@ import redis
 
 
 def told(what: str, value: object) -> None:
-    """One line."""
+    """Print one line."""
     print(f"{what}: {value!r}", flush=True)
 
 

@@ -1,9 +1,9 @@
 """Steps the wall clock of one process: Python imports this at its start where this folder is on
 PYTHONPATH.
 
-`EXODUS_TEST_CLOCK` names a file of one number, the seconds by which `time.time` and `time.time_ns`
-are off, which may be written at any time. The monotonic clock runs on, as it does when a host's
-clock is set.
+`EXODUS_TEST_CLOCK` names a file with one number, the offset of `time.time` and `time.time_ns` in
+seconds. It may be written at any time. The monotonic clock continues, as when a host's clock is
+set.
 """
 
 from __future__ import annotations

@@ -42,7 +42,7 @@ class Jobs:
         return path.read_text().split() if path.exists() else []
 
     async def more(self, count: int) -> None:
-        """Wait until so many jobs more were done."""
+        """Wait until so many more jobs are done."""
         goal = len(self.read("done")) + count
 
         async def reached() -> bool:

@@ -1,4 +1,4 @@
-"""What was made and done, on disk."""
+"""Which jobs were made and done, on disk."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ def note(name: str, number: int) -> None:
 
 
 def stopped() -> bool:
-    """Whether no more jobs are to be made."""
+    """Return whether no more jobs are to be made."""
     return (FOLDER / "stop").exists()
 
 
 def drained() -> bool:
-    """Whether every job that was made has been done."""
+    """Return whether every job that was made is done."""
     made, done = (
         set((FOLDER / name).read_text().split()) if (FOLDER / name).exists() else set()
         for name in ("made", "done")
@@ -34,7 +34,7 @@ def drained() -> bool:
 
 
 def make(enqueue: Callable[[int], object]) -> None:
-    """Make jobs at a steady rate until told to stop, then let the workers do what is left."""
+    """Make jobs at a steady rate until told to stop, then let the workers finish."""
     number = 0
     while not stopped():
         number += 1
@@ -46,7 +46,7 @@ def make(enqueue: Callable[[int], object]) -> None:
 
 
 def wait_drained() -> None:
-    """Give workers time for what is left, and a moment more to do something twice."""
+    """Give workers time to finish, and a moment more to do something twice."""
     deadline = time.monotonic() + DRAIN_S
     while not drained() and time.monotonic() < deadline:
         time.sleep(0.1)

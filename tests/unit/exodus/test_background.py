@@ -1,4 +1,6 @@
-"""A background task that fails is told, counted, and started again; one that is cancelled ends."""
+"""A background task that fails is reported, counted, and started again. One that is cancelled
+ends.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,7 @@ def _at_once(monkeypatch: pytest.MonkeyPatch) -> None:
 async def test_a_task_that_fails_is_started_again(
     failure: BaseException, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Also where another task's cancellation is let out of it, which nobody asked for."""
+    """Also where another task's cancellation escapes from it."""
     tasks, starts, works = BackgroundTasks("syncer"), [], asyncio.Event()
 
     async def work() -> None:

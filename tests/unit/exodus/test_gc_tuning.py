@@ -1,4 +1,4 @@
-"""The garbage collector rests where it is told to, and goes on afterwards as it was before."""
+"""The garbage collector pauses where it is told to, and continues as before."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A stepped clock is what the process sees, at once, and its monotonic clock is not stepped."""
+"""The process sees a stepped clock at once. Its monotonic clock is not stepped."""
 
 from __future__ import annotations
 

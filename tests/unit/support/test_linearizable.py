@@ -1,5 +1,5 @@
-"""The checker of histories finds what it must, and lets pass what it must: it is what the switch's
-proof rests on.
+"""The checker of histories finds every violation and passes every valid history: the proof of the
+switch depends on it.
 """
 
 from __future__ import annotations
@@ -75,8 +75,8 @@ def test_what_no_order_explains_is_found(name: str) -> None:
 
 @pytest.mark.property
 def test_drawn_histories_of_a_real_counter_pass_and_spoiled_ones_do_not() -> None:
-    """Histories made by giving each operation its moment first are linearizable; one answer changed
-    to one too many is not.
+    """A history in which each operation gets its moment first is linearizable. One answer raised by
+    one is not.
     """
     for seed in range(30):
         draw = random.Random(seed)

@@ -1,4 +1,4 @@
-"""`Script` itself: it says what differs, and a script that nobody plays is noticed."""
+"""`Script` itself: it shows differences, and a script that is never played is noticed."""
 
 from __future__ import annotations
 

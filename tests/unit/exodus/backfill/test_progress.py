@@ -1,5 +1,5 @@
-"""How far bulk work is: rates of the last seconds, an end as a range, and no end before there is
-something to tell it by.
+"""The progress of bulk work: rates of the last seconds, an estimated end as a range, and no
+estimate without data.
 """
 
 from __future__ import annotations
@@ -55,4 +55,6 @@ def test_what_was_done_before_this_meter_is_no_rate_and_less_than_one_percent_te
 def test_a_side_that_grows_never_shows_more_than_all() -> None:
     told = ProgressMeter("backfill").look(0.0, ProgressSample(keys=120, keys_total=100))
     assert told.percent < 100
+    assert told.text.startswith("backfill: 120 of 120 keys, 99.9 %")
+    assert told.text_when_done == "backfill: 120 keys · done"
     assert ProgressMeter("backfill").look(0.0, ProgressSample(keys=0, keys_total=0)).percent == 0

@@ -1,4 +1,4 @@
-"""What only Prefect knows of runs, laid over what the phases wrote down."""
+"""The state of runs that only Prefect knows, merged with the phases' own records."""
 
 from __future__ import annotations
 
@@ -72,8 +72,8 @@ def test_a_run_that_has_not_opened_its_phase_is_starting() -> None:
 
 
 def test_a_run_that_ended_well_holds_nothing_up() -> None:
-    """Its end is written down before Prefect has it, so this is a look in between, or a store that
-    was put back.
+    """The phase records its end before Prefect does. So this is a look in between, or a restored
+    store.
     """
     run = _run("m1", "COMPLETED")
     running = {"migrate": {"state": "running", "flow_run_id": "m1"}}

@@ -1,4 +1,4 @@
-"""The page of a bundle is for people: no Python, no raw times, no table without rows."""
+"""The page of a bundle is for people: no Python, no raw timestamps, no table without rows."""
 
 from __future__ import annotations
 

@@ -54,7 +54,7 @@ CASES = [
     "RESTORE a 0 x",
 ]
 NEW = ("LMPOP", "BZMPOP", "SINTERCARD", "FCALL")  # Redis 7.0
-# What GETKEYS itself gets wrong: 6.2 names other keys, or another order, for these
+# GETKEYS itself is wrong here: 6.2 names other keys, or another order
 # (docs/decisions/0007-keys-of-commands.md).
 ODD_IN_62 = ("SORT", "GEORADIUS", "GEORADIUSBYMEMBER", "ZUNIONSTORE", "ZDIFFSTORE", "MIGRATE")
 

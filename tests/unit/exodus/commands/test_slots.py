@@ -132,7 +132,7 @@ def test_the_newest_view_counts_and_a_stale_one_does_not() -> None:
     assert not state.take([old], 3, "h:1: it does not answer")
     assert state.view is new
     assert state.why == "h:1: it does not answer"
-    assert state.take([old, old], 3, "")  # most say so: the cluster was made anew
+    assert state.take([old, old], 3, "")  # most nodes say so: the cluster was created anew
     assert state.view is old
 
 

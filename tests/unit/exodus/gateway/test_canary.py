@@ -17,7 +17,7 @@ ONE, TWO, NIL, ERROR = b"$1\r\n1\r\n", b"$1\r\n2\r\n", b"$-1\r\n", b"-ERR no\r\n
 
 
 class Seat:
-    """A session, its outlet and what the canary counted."""
+    """A session, its outlet and the canary's counts."""
 
     def __init__(self, *, bad_max: int = 5, below: int = 2**32) -> None:
         self.gave_up: list[str] = []
@@ -32,7 +32,7 @@ class Seat:
 
     @property
     def read(self) -> CanaryRead:
-        """What the follower was asked last."""
+        """Return what the follower was asked last."""
         return self.out.reads[-1]
 
     def follower(self, read: CanaryRead, frame: bytes) -> None:
@@ -49,8 +49,8 @@ class Seat:
 def test_the_follower_is_asked_once_the_authority_has_answered_and_then_lets_the_client_go_on() -> (
     None
 ):
-    """The follower runs it as Exodus: what the authority would refuse this client must not reach
-    it.
+    """The follower runs the read as Exodus. A request that the authority refuses this client must
+    not reach it.
     """
     seat = Seat()
     seat.ask(GET_K)
@@ -75,8 +75,8 @@ def test_what_the_authority_refuses_reaches_no_follower() -> None:
 
 
 def test_an_old_value_reaches_nobody() -> None:
-    """The authority's answer decides: another client's write, an expiry, a key that was never
-    copied.
+    """The authority's answer decides: after another client's write, after an expiry, and for a key
+    that was never copied.
     """
     for authority, follower, outcome in (
         (TWO, ONE, Outcome.NOT_FRESH),

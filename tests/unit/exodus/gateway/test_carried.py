@@ -1,4 +1,4 @@
-"""What a session takes along to another server, played at every byte split: subscriptions,
+"""The state that a session takes to another server, played at every byte split: subscriptions,
 tracking, iterations.
 """
 
@@ -50,7 +50,9 @@ def _tagged(tag: int, cursor: int) -> bytes:
 
 
 def test_an_iteration_begins_anew_on_the_new_server() -> None:
-    """Its cursor means nothing there; from 0 on, all that is there all the time is returned."""
+    """The old cursor means nothing there. From 0 on, the iteration returns every element that
+    stays.
+    """
     first, second = encode("SCAN", 0, "COUNT", 10), encode("SCAN", 17, "COUNT", 10)
     third = encode("SCAN", _tagged(1, 5), "COUNT", 10)
     (
@@ -72,7 +74,7 @@ def test_an_iteration_begins_anew_on_the_new_server() -> None:
 
 
 def test_another_connection_of_the_pool_begins_a_moved_iteration_anew_too() -> None:
-    """The cursor itself says from which authority it is, so that no session has to remember it."""
+    """The cursor itself names its authority, so no session has to remember it."""
     session_orders, out = orders(), Recorder()
     session_orders.tag = 2
     other = Session(out, session_orders)
@@ -158,7 +160,7 @@ def test_subscriptions_are_made_again_and_their_confirmations_told_from_messages
 
 
 def test_a_cache_is_emptied_when_its_tracking_moves() -> None:
-    """What was written while the session moved, nobody has told the client of."""
+    """No server told the client of writes during the move."""
     hello, track = encode("HELLO", 3), encode("CLIENT", "TRACKING", "ON")
     script = Script(make())
     (
@@ -189,7 +191,7 @@ def test_a_cache_is_emptied_when_its_tracking_moves() -> None:
     "arguments", [("TRACKING", "ON", "REDIRECT", 7), ("tracking", "on", "redirect", 7)]
 )
 def test_tracking_that_is_redirected_cannot_be_carried(arguments: tuple[Any, ...]) -> None:
-    """The id of the other connection is another one on another server."""
+    """The other connection has another id on the new server."""
     out = Recorder()
     session = Session(out, orders())
     session.state.protocol = 3
@@ -213,7 +215,7 @@ def test_settings_that_an_older_server_does_not_know_may_be_missing_there() -> N
 
 
 def test_a_blocked_pop_whose_hold_ended_before_it_could_be_sent_again_goes_on_by_itself() -> None:
-    """The answer to its ending came after the release: nobody else would send it again."""
+    """The reply to its unblocking came after the release. No other event would send it again."""
     session_orders, out = orders(hold=True), Recorder()
     session_orders.hold = False
     session = Session(out, session_orders)

@@ -47,5 +47,5 @@ def test_a_cursor_without_room_for_the_tag_is_told() -> None:
     ],
 )
 def test_a_reply_without_a_cursor_passes_as_it_is(frame: bytes) -> None:
-    """A `ValueError` here ended the client's session with a gap."""
+    """Before, a `ValueError` here ended the client's session with a gap."""
     assert mark_reply(frame, 3) == frame

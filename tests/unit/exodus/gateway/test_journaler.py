@@ -1,4 +1,4 @@
-"""What sessions tell the journaler: marks, each once, and intents that find no room."""
+"""What sessions report to the journaler: marks, each once, and intents that find no room."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_marks_are_kept_once_and_taken_once() -> None:
 
 
 def test_each_write_is_a_mark_while_only_sampled_keys_are_journalled() -> None:
-    """Compare counts them: a write that it did not see shows."""
+    """Compare counts the marks, and so notices a write that it did not see."""
     marks = Marks(lambda: None)
     marks.each = True
     marks.add([(0, b"a"), (0, b"b")], None)

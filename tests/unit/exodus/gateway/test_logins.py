@@ -1,4 +1,4 @@
-"""What is said to the target in place of what a client says of itself."""
+"""The login that the target gets in place of the client's."""
 
 from __future__ import annotations
 
@@ -59,8 +59,8 @@ def test_only_who_shows_the_source_s_password_gets_the_target_s(
 
 
 def test_a_session_says_the_one_and_its_client_the_other(logins: Logins) -> None:
-    """And forwards a login only when all before it was answered: Redis from 7.2 on may not answer
-    it otherwise.
+    """A login is forwarded only when everything before it was answered: Redis from 7.2 on may not
+    answer it otherwise.
     """
     ours, theirs = encode("AUTH", "shop", "ours"), encode("AUTH", "there", "theirs")
     (

@@ -20,7 +20,7 @@ _AWAY = Path("/nowhere")
     ids=["certificates", "password"],
 )
 async def test_files_that_are_away_are_a_store_that_is_away(missing: dict) -> None:
-    """So the journal goes to its spool; with any other error what it had taken would be lost."""
+    """Then the journal goes to its spool. Any other error would lose the batch."""
     plain = Address(host="127.0.0.1", port=1)
     store = ControlStore(
         make_client(plain, field="control_store"), "pipe", plain.model_copy(update=missing)

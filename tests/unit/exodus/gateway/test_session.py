@@ -200,7 +200,7 @@ def test_move_marks_both_databases_and_flush_is_a_barrier() -> None:
 
 
 def test_a_held_write_waits_and_a_read_behind_it_too() -> None:
-    """Order within a connection is the client's."""
+    """The client decides the order within its connection."""
     session_orders = orders(hold=True)
     out = Recorder()
     session = Session(out, session_orders)
@@ -218,8 +218,8 @@ def test_a_held_write_waits_and_a_read_behind_it_too() -> None:
 
 
 def test_a_write_is_not_even_queued_under_a_hold() -> None:
-    """The old side may be fenced by then: it would refuse to queue it, and the transaction would be
-    done on the new side all the same.
+    """The old side may be fenced. It would refuse to queue the write, and the new side would still
+    run the transaction.
     """
     session_orders = orders(hold=True)
     out = Recorder()
@@ -258,7 +258,7 @@ def test_a_held_exec_waits_and_its_queue_is_queued_again() -> None:
 
 
 def test_after_a_switch_a_watch_fails_its_exec() -> None:
-    """The new server does not know what was watched: EXEC must say that something changed."""
+    """The new server does not know the watched keys: EXEC must report a change."""
     out = Recorder()
     session = Session(out, orders())
     session.from_client(encode("WATCH", "k"), 0.0)

@@ -1,5 +1,5 @@
-"""State follows replies, not requests: what a session believes is what the authority answered
-(principle 1).
+"""State follows replies, not requests: a session believes what the authority answered (principle
+1).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ REPLY_OFF, REPLY_SKIP, REPLY_ON = (
 
 
 def told(session: Session, *steps: tuple[bytes, bytes]) -> list[tuple[object, ...]]:
-    """Play requests with their replies; all that the session said."""
+    """Play requests with their replies; return all calls of the session."""
     for request, reply in steps:
         session.from_client(request, 0.0)
         session.from_server(reply, 0.0)
@@ -34,7 +34,7 @@ def marked(calls: list[tuple[object, ...]]) -> list[tuple[object, ...]]:
 
 
 def test_with_replies_off_each_write_still_has_its_reply() -> None:
-    """The authority is asked for replies all the same, and the client does not get them."""
+    """The gateway asks the authority for replies all the same, and drops them."""
     (
         Script(make())
         >> ("from_client", REPLY_OFF)
@@ -141,7 +141,7 @@ def test_a_subscribe_after_a_refused_hello_is_confirmed_in_the_old_protocol() ->
 
 
 def test_a_list_that_begins_with_message_is_a_reply() -> None:
-    """Also with a SUBSCRIBE behind it on its way."""
+    """Also while a SUBSCRIBE is in flight behind it."""
     session = Session(Recorder(), orders())
     session.from_client(GET_K + SET_K + encode("SUBSCRIBE", "a"), 0.0)
     session.from_server(b"*2\r\n$7\r\nmessage\r\n$1\r\na\r\n", 0.0)
@@ -210,7 +210,7 @@ def test_reset_ends_resp3_and_every_subscription() -> None:
 
 
 def test_a_failed_select_in_a_transaction_changes_no_database() -> None:
-    """What ran behind it ran where the session was."""
+    """Requests behind it ran in the session's database."""
     session = Session(Recorder(), orders())
     session.from_client(encode("MULTI") + encode("SELECT", 99) + SET_K + encode("EXEC"), 0.0)
     session.from_server(

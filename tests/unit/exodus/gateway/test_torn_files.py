@@ -1,5 +1,5 @@
-"""Spool and intent log after a crash, a full disk or a bad one: what is readable is read, and what
-is not is told, at any byte.
+"""Spool and intent log after a crash, or on a full or failing disk: readable entries are read, and
+damage is reported, at any byte.
 """
 
 from __future__ import annotations
@@ -117,9 +117,7 @@ def test_intents_are_read_back_with_barriers_and_gaps(tmp_path: Path) -> None:
 
 
 def test_a_torn_last_intent_is_no_damage(tmp_path: Path) -> None:
-    """The kind is written last, so whatever of it is there has none; its request was never
-    forwarded.
-    """
+    """Its kind is written last, so a torn intent has none, and its request was never forwarded."""
     path = logged(tmp_path)
     whole = path.read_bytes()
     end = len(whole.rstrip(b"\0"))

@@ -1,4 +1,4 @@
-"""What a process believes of a master, and which connections it ends."""
+"""Which master a process believes, and which connections it closes."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ async def test_a_failover_ends_connections_to_the_old_master_only() -> None:
 
 
 async def test_the_same_server_after_two_failovers_is_another_life() -> None:
-    """It was a replica meanwhile, and lost what the other one did not have."""
+    """It was a replica meanwhile, and lost what the other master did not have."""
     master, connection = Master(SERVICE), _Connection()
     master.take(OLD, ROLE, "")
     assert master.believed is not None

@@ -1,4 +1,4 @@
-"""Which server is believed to be the master, of what the Sentinels say."""
+"""Which server is taken for the master, given the Sentinels' answers."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_a_majority_that_agrees_on_a_lower_epoch_was_set_up_anew() -> None:
 
 
 def test_less_than_a_majority_is_believed_and_not_sure() -> None:
-    """Applications are served by what is known; a switch does not begin."""
+    """Applications are served by the known master; a switch does not begin."""
     verdict = decide(_said((OLD, 1)), 3, 1)
     assert verdict is not None
     assert not verdict.sure

@@ -1,4 +1,4 @@
-"""What is drawn from a workload model has the model's distributions."""
+"""Requests drawn from a workload model have the model's distributions."""
 
 from __future__ import annotations
 
@@ -88,14 +88,14 @@ def composer(model: Workload, speed: float = 1.0) -> Composer:
 
 
 def sent(of: Composer, units: int) -> list[list[bytes]]:
-    """The requests of some units, in words."""
+    """Return the requests of some units, as words."""
     data = b"".join(each.data for _ in range(units) for each in of.unit().requests)
     return [request.args for request in RequestScanner().feed(data)]
 
 
 @pytest.mark.parametrize("command", sorted(TEMPLATES.keys() | KEYLESS.keys()))
 def test_each_command_is_written_as_the_servers_take_it(command: str) -> None:
-    """Its keys are where the table says, and all are scratch keys."""
+    """Its keys are at the table's positions, and all are scratch keys."""
     table = known_table()
     for options in [[], *([option] for option in OPTIONS.get(command, {}))]:
         made = composer(workload(operation(command, options=options)))
@@ -270,7 +270,7 @@ def test_a_whole_keyspace_has_no_interval() -> None:
 
 
 def test_what_sets_connections_up_is_no_part_of_the_mix() -> None:
-    """An application that connects often looked as if half of its requests could not be tried."""
+    """Before, for an application that connects often, half of the requests seemed untestable."""
     setting_up = operation("AUTH", 500, pattern="", keys=0)
     played = composer(workload(operation("GET", 100), setting_up))
     assert played.not_played == {}

@@ -1,5 +1,5 @@
 """Packets become requests with their answers: in any file format, at any segmentation, in any
-order, and with what is missing counted.
+order. What is missing is counted.
 """
 
 from __future__ import annotations
@@ -230,7 +230,7 @@ def test_replication_and_monitor_are_streams() -> None:
     assert watcher.coverage.unparsed_bytes == {}
 
 
-# What nobody can read.
+# Unreadable packets.
 
 
 @pytest.mark.parametrize("begin", [True, False])
@@ -264,7 +264,7 @@ def test_another_protocol_on_the_port_is_counted() -> None:
 @pytest.mark.parametrize("reset", [True, False])
 @pytest.mark.parametrize("side", [0, 1])
 def test_a_last_segment_that_is_missing_is_lost(side: int, reset: bool) -> None:
-    """Nothing follows it on its side. That it was there, only the other side's ACK shows."""
+    """Nothing follows it on its side. Only the other side's ACK shows it."""
     talk = Talk()
     talk.client(SET).server(b"+OK\r\n").client(GET)
     talk.server(b"$4\r\nlast\r\n")

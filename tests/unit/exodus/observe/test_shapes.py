@@ -1,4 +1,4 @@
-"""Shapes, key patterns and expiries: what is kept of a request, and what is not."""
+"""Shapes, key patterns and expiries: what an event keeps of a request, and what it does not."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_the_expiry_that_a_write_gives_is_known(request_: str, expiry_ms: int) -
 
 
 def test_no_argument_is_kept_in_an_event() -> None:
-    """Values, passwords, whole keys: none of them is in what is kept."""
+    """No value, no password, and no whole key."""
     found = event("SET", "session:4711secret4711", "SECRETVALUE", "EX", "10")
     kept = " ".join(str(getattr(found, name)) for name in Event.__slots__)
     assert "4711" not in kept
@@ -99,7 +99,7 @@ def test_arity_classes_have_a_bound_for_any_number() -> None:
 
 
 def test_patterns_and_shapes_are_bounded_and_counted() -> None:
-    """Whoever names keys with letters only makes a pattern of each."""
+    """An application whose key names have only letters makes a pattern of each."""
     shapes = Shapes(known_table())
     letters = str.maketrans("0123456789", "abcdefghij")
     for number in range(KEY_PATTERNS_MAX + 50):

@@ -1,4 +1,4 @@
-"""Rules of what is carried: patterns as the servers take them, state that only a write changes, and
+"""Filters and renames: patterns as the servers take them, state that only a write changes, and
 renames under which no two keys meet.
 """
 

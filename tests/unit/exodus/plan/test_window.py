@@ -32,7 +32,7 @@ def test_the_hours_count(opens: str, closes: str, now: str, is_open: bool) -> No
 
 
 def test_it_must_have_been_quiet_for_as_long_as_was_approved() -> None:
-    """Quiet before the window opens counts; one late moment starts the time anew."""
+    """Quiet before the window opens counts. One late moment starts the time anew."""
     lookout = QuietWatch(Window(opens="02:00", closes="04:00", lag_ms_max=100, quiet_seconds=300))
     assert "opens at 02:00 UTC, in 1 min" in str(lookout.look(at("01:59:00"), 50))
     assert "60 s, 300 s are asked" in str(lookout.look(at("02:00:00"), 100))

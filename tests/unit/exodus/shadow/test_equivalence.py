@@ -1,4 +1,4 @@
-"""The bounds are those of the books, and convergence is what a series shows."""
+"""The bounds match the textbooks', and a series shows whether it converges."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What Compare found is accepted by name, all of it and nothing else."""
+"""A finding of Compare is accepted by name, as a whole and alone."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_what_is_healed_or_accepted_is_no_finding() -> None:
 
 
 def test_a_comparison_of_nothing_is_a_finding() -> None:
-    """An empty table gave three rows that said ERROR, and the phase could not be passed."""
+    """Before, an empty table gave three rows with ERROR, and the phase could not be passed."""
     for rows in ([], [{"command": "TTL", "compared": 0}]):
         (found,) = findings(rows, [])
         assert found["name"] == NOTHING_COMPARED
@@ -63,7 +63,7 @@ def test_all_findings_are_accepted_by_name_or_none() -> None:
 
 
 def test_a_command_whose_writes_all_lead_elsewhere_is_a_finding() -> None:
-    """Writes past the gateway do that to some of them only."""
+    """Writes past the gateway cause that for some of them only."""
     rows = [{"command": "LPOP", "compared": 5}, {"command": "INCR", "compared": 9, "by_reply": 1}]
     (found,) = findings(rows, [], {"LPOP": 3, "INCR": 8, "SADD": 2})
     assert found["name"] == "LPOP effect"

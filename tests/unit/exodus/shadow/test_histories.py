@@ -1,4 +1,4 @@
-"""What is known of a key's writes: the states around them, or the reason why nothing is."""
+"""What is known of a key's writes: the states around each, or why they are unknown."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_the_request_may_be_told_before_the_journal_names_its_key() -> None:
 
 
 def test_nothing_is_concluded_of_a_key_that_was_written_shortly_before() -> None:
-    """Its copy may have the write already: INCR would be counted twice."""
+    """Its copy may have the write already: INCR would count twice."""
     found = _begun(before=None)
     found.wrote(_write(), {K: 1})
     found.end(_QUIET_MS)
@@ -74,7 +74,7 @@ def test_nothing_is_concluded_of_a_key_that_was_written_shortly_before() -> None
 
 @pytest.mark.parametrize("marks", [0, 2])
 def test_nothing_is_concluded_where_the_journal_names_another_number_of_writes(marks: int) -> None:
-    """A request that was dropped, one that blocks, one whose connection was lost."""
+    """A request was dropped, or blocks, or its connection was lost."""
     found = _begun(marks=marks)
     found.wrote(_write(), {K: 1})
     found.end(_QUIET_MS)
@@ -83,7 +83,7 @@ def test_nothing_is_concluded_where_the_journal_names_another_number_of_writes(m
 
 
 def test_a_request_that_is_told_late_does_not_stand_for_one_that_is_not_told_yet() -> None:
-    """Its write is in the state before; the journal names another one."""
+    """Its write is in the earlier state. The journal entry belongs to another write."""
     found = Histories()
     found.begin(K, OLD, first_ms=_AT_MS)
     found.marked(K, 1)
@@ -101,7 +101,7 @@ def test_a_write_that_was_not_tried_spoils_those_around_it() -> None:
     found.wrote(_write(), {K: 1})
     found.end(_QUIET_MS)
     assert not found.steps
-    assert _reasons(found) == [histories.NOT_TRIED] * 2  # the one that was not tried is told
+    assert _reasons(found) == [histories.NOT_TRIED] * 2  # the untried one is reported
 
 
 def test_writes_of_one_key_are_one_step_in_their_order() -> None:

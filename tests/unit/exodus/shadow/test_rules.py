@@ -1,4 +1,4 @@
-"""Replies that mean the same are the same, and others are not."""
+"""Replies with the same meaning are equal, and no others."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A process that is forked with everything imported is in no way another one."""
+"""A process that is forked with everything imported differs in nothing from a started one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is counted of the traffic: right, bounded, and without a secret in it."""
+"""Traffic counters: right, bounded, and without secrets."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def test_hot_keys_and_distinct_keys_are_found() -> None:
 
 
 def test_keys_and_made_up_names_take_bounded_memory() -> None:
-    """Keys, prefixes, commands and error codes that never repeat: what is kept stops growing."""
+    """Keys, prefixes, commands and error codes that never repeat: memory stops growing."""
     telemetry = Telemetry(KeySketches())
     table = CommandTable([])
 
@@ -119,8 +119,8 @@ def test_keys_and_made_up_names_take_bounded_memory() -> None:
 
 
 def test_secrets_never_leave_the_scanner() -> None:
-    """AUTH, HELLO, ACL SETUSER and MIGRATE carry passwords; nothing that is counted, journalled,
-    shadowed or told of a session has one.
+    """AUTH, HELLO, ACL SETUSER and MIGRATE carry passwords. No counter, journal entry, shadow pair
+    or session report has one.
     """
     secret = b"s3cret-do-not-tell"
     table = CommandTable(

@@ -1,4 +1,4 @@
-"""Windows of counters add up to what was counted, exactly."""
+"""Windows of counters add up exactly to the totals."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Since when acknowledged writes may be lost in a failover."""
+"""From which moment on acknowledged writes may be lost in a failover."""
 
 from __future__ import annotations
 

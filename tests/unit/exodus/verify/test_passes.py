@@ -1,5 +1,5 @@
-"""Slices of a pass overlap by a call; whatever ends when, and is gone on with from what was kept,
-each key is one slice's.
+"""Slices of a pass overlap by one call. Whenever each ends and is resumed, each key belongs to one
+slice.
 """
 
 from __future__ import annotations
@@ -54,8 +54,8 @@ def test_a_key_at_a_border_is_counted_once(
 def test_what_was_seen_and_not_counted_is_seen_again(
     order: tuple[tuple[Slice, int, list[bytes]], ...], counted_first: int
 ) -> None:
-    """Both calls are under way; one of them is counted and kept, the process ends, and the other
-    one is made again.
+    """Two calls are in flight. One is counted and stored, then the process ends, and the other call
+    is made again.
     """
     way, calls = _way(), []
     for piece, after, keys in order:
