@@ -71,7 +71,10 @@ class Switch:
     legs_turn: asyncio.Lock = field(
         default_factory=asyncio.Lock
     )  # of who asks over `legs` beside another task
-    standing: Standing = field(default_factory=dict)  # of services, when the switch began
+    standing: Standing = field(
+        default_factory=dict
+    )  # of services and clusters, when the switch began
+    listeners: dict[str, int] = field(default_factory=dict)  # versions of the maps then, by side
     scripts_loaded: set[bytes] = field(default_factory=set)  # on the new side, by digest
     while_held: ExitStack = field(default_factory=ExitStack)
     _fences: dict[Side, Fence] = field(default_factory=dict)

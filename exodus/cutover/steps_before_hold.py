@@ -15,6 +15,7 @@ from exodus.cutover.feed_choice import chosen_feed
 from exodus.cutover.fence import blocks_exodus
 from exodus.cutover.functions import carry_functions
 from exodus.cutover.levers import check_aborted, postponed, say
+from exodus.cutover.listeners_check import check_listeners
 from exodus.cutover.preconditions import check_gaps, check_standing
 from exodus.cutover.script_loading import load_scripts, unseen
 from exodus.cutover.settle import settle
@@ -74,6 +75,7 @@ async def readiness(switch: Switch) -> None:
         store, switch.route, "a switch is about to begin: canary reads end"
     )  # a gateway that gives them up later would change the route
     switch.standing = await look_at_servers(switch.plan)
+    switch.listeners = await check_listeners(store, switch.plan)
     method = await switch.fence(switch.old).check_possible()
     switch.legs[switch.old] = await switch.endpoint(switch.old).connect(name="exodus-switch")
     switch.old_grants = await read_write_grants_on(switch.legs[switch.old], switch.plan.name)

@@ -15,6 +15,7 @@ from exodus.control.route import ask_for_beats, read_route
 from exodus.copy.guard import replace_write_grant, replace_write_grant_on
 from exodus.cutover.context import Switch
 from exodus.cutover.held_comparison import verify_held
+from exodus.cutover.listeners_check import lacks
 from exodus.cutover.preconditions import check_gaps
 from exodus.cutover.settle import closed
 from exodus.cutover.steps_before_hold import check_again, load_client_scripts
@@ -141,9 +142,11 @@ async def _confirm(switch: Switch) -> None:
             beat.epoch == epoch
             and beat.state is ProcessState.HELD
             and beat.at_ms >= since_ms
+            and not lacks(beat, switch.listeners)
             and not beat.facts.unflushed + beat.facts.writes_in_flight
         ),
-        "a gateway does not hold its writes any more, or has keys that are not in the journal",
+        "a gateway does not hold its writes any more, has keys that are not in the journal, or has "
+        "no listener for a node",
         min(HOLD_ACK_S, switch.left_s()),
     )
     await load_client_scripts(switch)  # those that were first used since the beginning

@@ -302,6 +302,9 @@ CANARY_FOLLOW_S = 10.0
 SWITCH_OUTCOME_S = 15.0  # how long the store is asked whether a change of the route was made
 SWITCH_RETRY_S = 0.1
 
+# exodus/cutover/listeners_check.py
+SWITCH_LISTENERS_S = 5.0  # for every gateway to use the published map of listeners
+
 # exodus/cutover/fence.py
 # After which a fence that shut Exodus out goes up again, where the switch back that let it in is
 # gone

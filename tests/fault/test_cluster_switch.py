@@ -25,7 +25,7 @@ from exodus.cutover.settle import settle
 from exodus.errors import CutoverAborted, DecisionRefused
 from exodus.feeds.feed import begin_feed
 from exodus.live import server_runs
-from exodus.plan.vocabulary import Feed, Side
+from exodus.plan.vocabulary import Cutover, Feed, Side
 from exodus.stack.servers import ServerKind
 from exodus.topology.endpoint import Endpoint
 from tests.support.cluster_gateway import cluster_migration
@@ -122,7 +122,9 @@ async def test_there_and_back_between_clusters_of_other_sizes(
     source = make_cluster(ServerKind.VALKEY_81, masters=3)
     target = make_cluster(ServerKind.VALKEY_91, masters=2, replicas=1)
     boxes = {Side.SOURCE: source, Side.TARGET: target}
-    async with cluster_migration(source, target, control_server, tmp_path) as local:
+    async with cluster_migration(
+        source, target, control_server, tmp_path, cutover=Cutover.GATEWAY
+    ) as local:
         shop = await ready(local)
         for to in (Side.TARGET, Side.SOURCE) * (5 if FULL else 1):
             done = await switched(local, to)
@@ -184,7 +186,7 @@ async def test_what_changes_in_the_middle_gives_the_switch_up_or_completes_it(
     target = make_cluster(ServerKind.VALKEY_91, masters=2, replicas=1)
     boxes = {Side.SOURCE: source, Side.TARGET: target}
     async with cluster_migration(
-        source, target, control_server, tmp_path, hold_seconds_max=8.0
+        source, target, control_server, tmp_path, hold_seconds_max=8.0, cutover=Cutover.GATEWAY
     ) as local:
         shop = await ready(local)
         for side, what, before in _IN_THE_MIDDLE:
