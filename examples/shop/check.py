@@ -19,6 +19,10 @@ _READS = {
     b"hash": "hgetall",
     b"stream": "xrange",
 }
+_TIME_AND_TTL = """
+local now = redis.call('TIME')
+return {now[1], now[2], redis.call('PTTL', KEYS[1])}
+"""
 _SLACK_MS = 50  # between our clock and the moment at which a server removes an expired key
 
 
@@ -89,10 +93,7 @@ async def read_expiries(client: redis.Redis, keys: list[bytes]) -> list[int]:
     except redis.ResponseError:  # before Redis 7.0
         found: list[int] = []
         for key in keys:
-            pipe = client.pipeline(transaction=True)
-            pipe.time()
-            pipe.pttl(key)
-            (seconds, micros), left = await pipe.execute()
+            seconds, micros, left = map(int, await client.eval(_TIME_AND_TTL, 1, key))
             found.append(left if left < 0 else seconds * 1000 + micros // 1000 + left)
         return found
 

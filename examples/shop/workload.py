@@ -30,6 +30,10 @@ local n = redis.call('HINCRBY', KEYS[1], 'hits', ARGV[1])
 redis.call('SET', KEYS[2], n)
 return n
 """
+_TRANSFER = """
+redis.call('DECRBY', KEYS[1], ARGV[1])
+return redis.call('INCRBY', KEYS[2], ARGV[1])
+"""
 
 
 @dataclass
@@ -82,6 +86,7 @@ class Writer:
         self.client = client or connect(self.url)
         self.pipelined = pipelined  # writes of other keys that are sometimes under way together
         self.script: Any = self.client.register_script(_SCRIPT)
+        self.transferring: Any = self.client.register_script(_TRANSFER)
         self.renames = 0
         self.delivered: list[bytes] = []
         for account in range(_ACCOUNTS):
@@ -148,6 +153,7 @@ class Writer:
         self.url = self.place.url
         self.client = connect(self.url)
         self.script = self.client.register_script(_SCRIPT)
+        self.transferring = self.client.register_script(_TRANSFER)
         # As after a start. A gateway learns the script's text from it.
         with contextlib.suppress(redis.RedisError):  # then the next call loads it
             await self.client.script_load(_SCRIPT)
@@ -413,6 +419,10 @@ class Writer:
         amount = self.draw.randrange(1, 20)
 
         async def send() -> Any:
+            if self.tagged:
+                # A transaction of redis-py's asyncio cluster client (8.1) runs in a thread and a
+                # loop of its own, and waits for it in this one.
+                return await self.transferring(keys=[one, other], args=[amount])
             pipe = self.client.pipeline(transaction=True)
             pipe.decrby(one, amount)
             pipe.incrby(other, amount)
