@@ -42,6 +42,7 @@ from exodus.telemetry.states import States
 
 log = logging.getLogger(__name__)
 _NO_LISTENER = b"CLUSTERDOWN the gateway has no listener left for a node of the cluster"
+_NOT_KNOWN = b"TRYAGAIN the gateway does not know this node of the cluster yet"
 
 
 class NodeListeners:
@@ -202,9 +203,15 @@ class NodeListeners:
 
     # ------------------------------------------------------------------ what clients are told
 
-    def told_error(self, connection: Connection, head: bytes) -> bytes:
-        """Return the first line of the error in place of a MOVED or ASK; `head` is without its
-        first and last bytes.
+    def told_error(self, connection: Connection, head: bytes, *, by_server: bool) -> bytes:
+        """Return the first line of the error in place of a MOVED or ASK.
+
+        What a script says is not believed: it would let a client lead a listener to any address.
+
+        Args:
+            connection: the client's.
+            head: the error, without its first and last bytes.
+            by_server: the server itself said it.
         """
         kind = head.partition(b" ")[0]
         self.redirects[kind.decode()] += 1
@@ -217,7 +224,12 @@ class NodeListeners:
             self.untold["not understood"] += 1
             return _NO_LISTENER
         slot, place = found
-        told = _Teller(self, connection).told("", [place], slot)
+        teller = _Teller(self, connection)
+        if not by_server and self._known(connection.side, "", [place]) is None:
+            self._look_now(connection.side)
+            self.untold["a script named a node that is not known"] += 1
+            return _NOT_KNOWN
+        told = teller.told("", [place], slot)
         if told is None:
             return _NO_LISTENER
         return b"%b %d %b:%d" % (kind, slot, told.host.encode(), told.port)

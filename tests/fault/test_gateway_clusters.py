@@ -394,6 +394,26 @@ async def test_a_node_without_a_listener_is_an_error_that_names_no_node(
         assert samples["exodus_gateway_untold_nodes_total"] >= 2
 
 
+async def test_a_script_leads_no_listener_to_an_address_of_its_choice(
+    make_cluster: MakeCluster, control_server: DatabaseServer, tmp_path: Path
+) -> None:
+    source = make_cluster(ServerKind.VALKEY_81, masters=1)
+    twin = make_cluster(ServerKind.VALKEY_91, masters=1)
+    async with cluster_migration(source, twin, control_server, tmp_path) as local:
+        gateway = await local.gateway()
+        before = gateway.nodes.maps[Side.SOURCE]
+        stranger = control_server.port
+        script = f"return redis.error_reply('MOVED 1 127.0.0.1:{stranger}')"
+        known = f"return redis.error_reply('MOVED 1 127.0.0.1:{source.nodes[0].port}')"
+        frames = await asyncio.to_thread(
+            ask, local.port, encode("EVAL", script, "0"), encode("EVAL", known, "0")
+        )
+        assert frames[0].startswith(b"-TRYAGAIN the gateway does not know this node")
+        assert frames[1] == b"-MOVED 1 127.0.0.1:%d\r\n" % local.port
+        assert gateway.nodes.maps[Side.SOURCE].nodes == before.nodes
+        assert gateway.nodes.untold["a script named a node that is not known"] == 1
+
+
 @contextmanager
 def raw(port: int) -> Iterator[redis.Connection]:
     connection = redis.Connection(host="127.0.0.1", port=port)
