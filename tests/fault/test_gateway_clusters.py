@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import ssl
 import threading
 import time
 from collections import Counter
@@ -26,6 +27,7 @@ from exodus.plan.vocabulary import Side
 from exodus.resp.encode import encode
 from exodus.resp.scanner import ReplyScanner
 from exodus.stack.servers import ServerKind
+from tests.fault.test_tls import Authority, client_tls
 from tests.support.cluster_gateway import LISTENERS, cluster_migration
 from tests.support.clusters import ClusterBox
 from tests.support.local_migration import LocalMigration
@@ -42,10 +44,13 @@ def through(local: LocalMigration, *, listener: int = 0, **more: object) -> Redi
     return RedisCluster(host="127.0.0.1", port=local.port + listener, **more)  # type: ignore[arg-type]
 
 
-def ask(port: int, *requests: bytes) -> list[bytes]:
+def ask(
+    port: int, *requests: bytes, tls: ssl.SSLContext | None = None, name: str = ""
+) -> list[bytes]:
     """Send requests over one connection, and return the frames of the replies."""
     scanner, data, found, at = ReplyScanner(), b"", [], 0
-    with closing(socket.create_connection(("127.0.0.1", port), timeout=10)) as sock:
+    plain = socket.create_connection(("127.0.0.1", port), timeout=10)
+    with closing(tls.wrap_socket(plain, server_hostname=name) if tls else plain) as sock:
         sock.sendall(b"".join(requests))
         while len(found) < len(requests):
             part = sock.recv(65_536)
@@ -476,3 +481,93 @@ async def test_replicas_serve_reads_of_readonly_sessions(
             assert served == {b"v"}
 
         await asyncio.to_thread(act)
+
+
+@pytest.mark.parametrize("endpoint", ["hostname", "unknown-endpoint"])
+@pytest.mark.parametrize("kind", [ServerKind.REDIS_82, ServerKind.VALKEY_91])
+async def test_clients_reach_nodes_however_these_announce_themselves(
+    kind: ServerKind,
+    endpoint: str,
+    make_cluster: MakeCluster,
+    control_server: DatabaseServer,
+    tmp_path: Path,
+) -> None:
+    """By names that only the address map knows, or by none at all."""
+    source = make_cluster(kind, cluster_preferred_endpoint_type=endpoint)
+    twin = make_cluster(ServerKind.VALKEY_91, masters=1)
+    names = {f"node-{number}.inner": "127.0.0.1" for number in range(3)}
+    if endpoint == "hostname":
+        for name, node in zip(names, source.nodes, strict=True):
+            with node.client() as client:
+                client.config_set("cluster-announce-hostname", name)
+        source.wait_hosts(set(names))
+    async with cluster_migration(source, twin, control_server, tmp_path) as local:
+        local.plan = local.plan.model_copy(update={"source": source.address(address_map=names)})
+        await local.store.save_plan(local.plan)
+        await local.gateway()
+
+        def act() -> None:
+            with through(local) as client:
+                for number in range(60):
+                    client.set(f"k{number}", number)
+                assert {node.port for node in client.get_nodes()} == {
+                    local.port + number for number in range(3)
+                }
+            words = ["SLOTS", "SHARDS", "NODES"]
+            key = next(f"k{n}" for n in range(60) if source_port(n) != source.nodes[0].port)
+            frames = ask(
+                local.port, *[encode("CLUSTER", word) for word in words], encode("GET", key)
+            )
+            assert b"inner" not in b"".join(frames)
+            assert frames[3].startswith(b"-MOVED ")
+            assert b" 127.0.0.1:%d" % (local.port + 1) in frames[3] or (
+                b" 127.0.0.1:%d" % (local.port + 2) in frames[3]
+            )
+
+        def source_port(number: int) -> int:
+            slot = slot_of(f"k{number}".encode())
+            return source.nodes[min(2, slot * 3 // 16_384)].port
+
+        await asyncio.to_thread(act)
+
+
+async def test_clients_are_told_the_address_that_they_reached(
+    make_cluster: MakeCluster, control_server: DatabaseServer, tmp_path: Path
+) -> None:
+    source = make_cluster(ServerKind.VALKEY_81)
+    twin = make_cluster(ServerKind.VALKEY_91, masters=1)
+    async with cluster_migration(source, twin, control_server, tmp_path) as local:
+        await local.gateway(host="::1")
+
+        def act() -> None:
+            with RedisCluster(host="::1", port=local.port) as client:
+                for number in range(60):
+                    client.set(f"k{number}", number)
+                assert {node.host for node in client.get_nodes()} == {"::1"}
+
+        await asyncio.to_thread(act)
+
+
+async def test_tls_clients_are_told_the_name_in_the_certificate(
+    make_cluster: MakeCluster, control_server: DatabaseServer, tmp_path: Path
+) -> None:
+    """In place of the address that they reached, which no certificate has to name."""
+    source = make_cluster(ServerKind.VALKEY_81)
+    twin = make_cluster(ServerKind.VALKEY_91, masters=1)
+    authority = Authority(tmp_path)
+    cert, key = authority.certificate("gw.test", "gateway")
+    listen: dict[str, object] = {"advertise": "elsewhere.test"}
+    async with cluster_migration(source, twin, control_server, tmp_path, listen=listen) as local:
+        await local.gateway(cert_file=cert, key_file=key, advertise="gw.test")
+        last = source.masters()[2]
+        moved = next(f"k{n}" for n in range(99) if source.master_of(f"k{n}") is last)
+        asked = [encode("CLUSTER", "SLOTS"), encode("CLUSTER", "SHARDS"), encode("GET", moved)]
+        frames = await asyncio.to_thread(
+            ask, local.port, *asked, tls=client_tls(authority), name="gw.test"
+        )
+        said = b"".join(frames)
+        assert b"127.0.0.1:" not in said
+        assert b"elsewhere" not in said
+        assert frames[0].count(b"$7\r\ngw.test\r\n") == 3
+        assert frames[1].count(b"tls-port\r\n:%d\r\n" % local.port) == 1
+        assert frames[2].endswith(b" gw.test:%d\r\n" % (local.port + 2))
