@@ -136,23 +136,27 @@ class NodeListeners:
     async def _agree(self) -> None:
         published = await read_listeners(self._store)
         for side in self._clusters:
-            theirs = published.get(side, ListenerMap())
-            ours = self._published[side]
-            # Another version than ours, also a lower one: a store that was emptied counts.
-            if theirs.version > ours.version:
-                self._published[side] = theirs
-                self._take(side, theirs)
-                self.looked(side)
-            known = self._maps[side]
-            if known.nodes and (known.nodes != theirs.nodes or not theirs.version):
-                after = known.model_copy(update={"version": theirs.version + 1})
-                if await publish_listeners(self._store, side, after):
-                    self._published[side] = after
-                    self._maps[side] = self._maps[side].model_copy(
-                        update={"version": after.version}
-                    )
-                else:
-                    self._woken.set()  # another gateway was faster
+            self._adopt(side, published.get(side, ListenerMap()))
+            known, theirs = self._maps[side], self._published[side]
+            if not known.nodes or (known.nodes == theirs.nodes and theirs.version):
+                continue
+            after = known.model_copy(update={"version": theirs.version + 1})
+            if await publish_listeners(self._store, side, after):
+                self._published[side] = after
+                self._set_version(side, after.version)
+            else:
+                self._woken.set()  # another gateway was faster
+
+    def _adopt(self, side: Side, theirs: ListenerMap) -> None:
+        """Take a published map, unless the store fell back to an older one."""
+        ours, self._published[side] = self._published[side], theirs
+        if theirs.version > ours.version:
+            self._take(side, theirs)
+            self.looked(side)
+        self._set_version(side, theirs.version)
+
+    def _set_version(self, side: Side, version: int) -> None:
+        self._maps[side] = self._maps[side].model_copy(update={"version": version})
 
     def looked(self, side: Side) -> None:
         """Derive a side's map from what its nodes said at the last look."""

@@ -5,6 +5,7 @@ failovers, reshards, and outages of the control store.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import socket
 import ssl
 import threading
@@ -20,15 +21,17 @@ from redis.cluster import ClusterNode, LoadBalancingStrategy, RedisCluster
 from redis.exceptions import RedisClusterException
 
 from exodus.commands.slots import slot_of
-from exodus.control.listener_map import read_listeners
+from exodus.control import registry
+from exodus.control.listener_map import ListenerMap, read_listeners
 from exodus.gateway.hub import Gateway
 from exodus.gateway.tables import Tables
-from exodus.plan.vocabulary import Side
+from exodus.plan.vocabulary import JournalMode, Side
 from exodus.resp.encode import encode
 from exodus.resp.scanner import ReplyScanner
+from exodus.stack.clusters import BUS
 from exodus.stack.servers import ServerKind
 from tests.fault.test_tls import Authority, client_tls
-from tests.support.cluster_gateway import LISTENERS, cluster_migration
+from tests.support.cluster_gateway import LISTENERS, cluster_migration, gateway_process
 from tests.support.clusters import ClusterBox
 from tests.support.local_migration import LocalMigration
 from tests.support.servers import DatabaseServer
@@ -108,24 +111,16 @@ def run(client: RedisCluster, program: list[tuple[object, ...]]) -> list[object]
     return found
 
 
-def both(kinds: list[ServerKind]) -> list[tuple[ServerKind, int]]:
-    return [(kind, protocol) for kind in kinds for protocol in (2, 3)]
-
-
-@pytest.mark.parametrize(("kind", "protocol"), both(list(ServerKind)))
+@pytest.mark.parametrize("kind", list(ServerKind))
 async def test_a_cluster_client_gets_the_same_replies_as_directly(
-    kind: ServerKind,
-    protocol: int,
-    make_cluster: MakeCluster,
-    control_server: DatabaseServer,
-    tmp_path: Path,
+    kind: ServerKind, make_cluster: MakeCluster, control_server: DatabaseServer, tmp_path: Path
 ) -> None:
     """The twin of the cluster is asked directly."""
     source, twin = make_cluster(kind), make_cluster(kind)
     async with cluster_migration(source, twin, control_server, tmp_path) as local:
         await local.gateway()
 
-        def compare() -> None:
+        def compare(protocol: int) -> None:
             with (
                 through(local, listener=1, protocol=protocol) as client,
                 twin.client(protocol=protocol) as direct,
@@ -140,42 +135,39 @@ async def test_a_cluster_client_gets_the_same_replies_as_directly(
                     assert got == wanted, request
                 ports = {node.port for node in client.get_nodes()}
                 assert ports == {local.port + number for number in range(3)}
+                for each in (client, direct):
+                    each.flushall(target_nodes=RedisCluster.PRIMARIES)
 
-        await asyncio.to_thread(compare)
+        for protocol in (2, 3):
+            await asyncio.to_thread(compare, protocol)
 
 
 @pytest.mark.parametrize("kind", list(ServerKind))
-@pytest.mark.parametrize("listed", [False, True])
 async def test_no_reply_names_a_node(
-    kind: ServerKind,
-    listed: bool,
-    make_cluster: MakeCluster,
-    control_server: DatabaseServer,
-    tmp_path: Path,
+    kind: ServerKind, make_cluster: MakeCluster, control_server: DatabaseServer, tmp_path: Path
 ) -> None:
     source = make_cluster(kind, replicas=1)
     twin = make_cluster(kind, masters=1)
-    listen: dict[str, object] = {"replicas": "listed" if listed else "hidden"}
-    async with cluster_migration(source, twin, control_server, tmp_path, listen=listen) as local:
-        await local.gateway()
-        words = ["SLOTS", "NODES"] + (["SHARDS"] if kind is not ServerKind.REDIS_62 else [])
-        node_id = source._id(source.masters()[0])
-        asked = [encode("CLUSTER", word) for word in words]
-        asked += [encode("CLUSTER", "REPLICAS", node_id), encode("CLUSTER", "SLAVES", node_id)]
-        asked += [encode("MULTI"), asked[0], encode("EXEC")]
-        count = 6 if listed else 3
-        for protocol in (2, 3):
-            for listener in range(count):
-                frames = await asyncio.to_thread(
-                    ask, local.port + listener, encode("HELLO", protocol), *asked
-                )
+    words = ["SLOTS", "NODES"] + (["SHARDS"] if kind is not ServerKind.REDIS_62 else [])
+    node_id = source._id(source.masters()[0])
+    asked = [encode("CLUSTER", word) for word in words]
+    asked += [encode("CLUSTER", "REPLICAS", node_id), encode("CLUSTER", "SLAVES", node_id)]
+    asked += [encode("MULTI"), asked[0], encode("EXEC")]
+    for replicas, count in (("hidden", 3), ("listed", 6)):
+        listen: dict[str, object] = {"replicas": replicas}
+        folder = tmp_path / replicas
+        async with cluster_migration(source, twin, control_server, folder, listen=listen) as local:
+            await local.gateway()
+            told = {local.port + number for number in range(count)}
+            for protocol, port in itertools.product((2, 3), told):
+                frames = await asyncio.to_thread(ask, port, encode("HELLO", protocol), *asked)
                 said = b"".join(frames[1:])
                 for node in source.nodes:
-                    assert b"%d" % node.port not in said
-                for number in range(count):
-                    assert b"%d" % (local.port + number) in frames[1]
-                    assert b"127.0.0.1:%d@" % (local.port + number) in frames[2]
-                assert frames[-1].count(b"%d" % local.port) >= 1
+                    assert b":%d" % node.port not in said
+                    assert b"@%d" % (node.port + BUS) not in said
+                assert all(b":%d\r\n" % each in frames[1] for each in told)
+                assert all(b" 127.0.0.1:%d@" % each in frames[2] for each in told)
+                assert b":%d\r\n" % local.port in frames[-1]
 
 
 class Load:
@@ -338,6 +330,133 @@ async def test_gateways_agree_which_listener_stands_for_which_node(
         for port, twin_port in shown.items():
             ours = [ours[0].replace(b":" + port, b":" + twin_port)]
         assert ours == theirs
+
+
+async def test_a_store_that_lost_the_map_gets_it_back(
+    make_cluster: MakeCluster, control_server: DatabaseServer, tmp_path: Path
+) -> None:
+    source = make_cluster(ServerKind.VALKEY_81)
+    twin = make_cluster(ServerKind.VALKEY_91, masters=1)
+    async with (
+        cluster_migration(source, twin, control_server, tmp_path) as local,
+        cluster_migration(source, twin, control_server, tmp_path) as other,
+    ):
+        first = await local.gateway()
+        await local.gateway("gw-2", port=other.port)
+        await agreed(local)
+        known = first.nodes.maps[Side.SOURCE].nodes
+        older = ListenerMap(version=1, nodes={0: known[2]})
+        for lost in ({}, {str(Side.SOURCE): older.model_dump_json()}):
+            await local.store.client.delete(local.store.keys.listeners)
+            if lost:
+                await local.store.client.hset(local.store.keys.listeners, mapping=lost)
+
+            async def back() -> bool:
+                published = (await read_listeners(local.store)).get(Side.SOURCE, ListenerMap())
+                return published.nodes == known
+
+            await until(back, within_s=20, otherwise="the map was not published again")
+            await agreed(local)
+            assert first.nodes.maps[Side.SOURCE].nodes == known
+
+
+async def test_writes_of_a_lost_connection_are_marked_once_their_node_cannot_run_them(
+    make_cluster: MakeCluster, control_server: DatabaseServer, tmp_path: Path
+) -> None:
+    source = make_cluster(ServerKind.VALKEY_81, cluster_node_timeout="60000")
+    twin = make_cluster(ServerKind.VALKEY_91, masters=1)
+    async with cluster_migration(source, twin, control_server, tmp_path) as local:
+        gateway = await local.gateway()
+        await local.change(journal=JournalMode.ALL)
+        node = source.masters()[1]
+        key = next(f"k{n}" for n in range(99) if source.master_of(f"k{n}") is node)
+        _, writer = await asyncio.open_connection("127.0.0.1", local.port + 1)
+
+        async def connected() -> bool:
+            return any(each.leg is not None for each in gateway.connections)
+
+        await until(connected, within_s=10, otherwise="no session")
+        node.pause()
+        try:
+            writer.write(encode("SET", key, "v"))
+            await writer.drain()
+
+            async def sent() -> bool:
+                return any(each.session.writes_in_flight for each in gateway.connections)
+
+            await until(sent, within_s=10, otherwise="no write is under way")
+            for each in gateway.connections:
+                each.drop_leg()
+
+            async def lost() -> bool:
+                return len(gateway.lost_legs) == 1
+
+            await until(lost, within_s=10, otherwise="no leg was lost")
+        finally:
+            node.resume()
+
+        async def flushed() -> bool:
+            return not gateway.unflushed and not len(gateway.lost_legs)
+
+        await until(flushed, within_s=20, otherwise="the lost connection is not settled")
+        assert dict(gateway.journaler.gaps) == {}
+        entries = [
+            entry
+            for partition in range(local.plan.partitions)
+            for _, entry in await local.store.client.xrange(local.store.keys.journal(partition))
+        ]
+        assert any(key.encode() in value for entry in entries for value in entry.values())
+        writer.close()
+
+
+async def test_a_frozen_master_is_left_when_its_replica_takes_over(
+    make_cluster: MakeCluster, control_server: DatabaseServer, tmp_path: Path
+) -> None:
+    source = make_cluster(ServerKind.VALKEY_91, replicas=1)
+    twin = make_cluster(ServerKind.VALKEY_91, masters=1)
+    async with cluster_migration(source, twin, control_server, tmp_path) as local:
+        await local.gateway()
+
+        def act() -> None:
+            with Load(lambda: through(local)) as load:
+                load.wait_more(200)
+                with source.client() as client:
+                    client.wait(1, 1_000, target_nodes=RedisCluster.PRIMARIES)
+                frozen = source.masters()[1]
+                frozen.pause()
+                try:
+                    load.wait_more(500)
+                finally:
+                    frozen.resume()
+                load.wait_more(200)
+            assert set(load.errors) <= {"ConnectionError", "TimeoutError", "ClusterDownError"}
+
+        await asyncio.to_thread(act)
+
+
+async def test_workers_of_one_gateway_share_all_listeners(
+    make_cluster: MakeCluster, control_server: DatabaseServer, tmp_path: Path
+) -> None:
+    source = make_cluster(ServerKind.VALKEY_81, replicas=1)
+    twin = make_cluster(ServerKind.VALKEY_91, masters=1)
+    async with cluster_migration(source, twin, control_server, tmp_path) as local:
+        with gateway_process(local, workers=2):
+
+            def act() -> None:
+                with Load(lambda: through(local)) as load:
+                    load.wait_more(200)
+                    source.failover(source.masters()[0])
+                    load.wait_more(400)
+                assert load.errors == {}
+                load.check(source)
+
+            await asyncio.to_thread(act)
+            served = {
+                beat.process: beat.facts.connections_ever
+                for beat in await registry.heartbeats(local.store, "gateway")
+            }
+            assert len(served) == 2
+            assert all(served.values())
 
 
 async def test_a_gateway_that_starts_without_the_store_keeps_the_map(
