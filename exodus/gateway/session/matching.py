@@ -6,6 +6,7 @@ from exodus.commands.semantics import REFUSALS, Role
 from exodus.control.changes import Key
 from exodus.control.gap_reasons import UNMATCHED, UNREADABLE
 from exodus.gateway.cursors import mark_reply
+from exodus.gateway.facade import as_node
 from exodus.gateway.session.effects import Effects
 from exodus.gateway.session.parts import CLIENT_ID, LOGIN, REPLY_ON, SessionParts
 from exodus.gateway.session.pending import Pending
@@ -262,6 +263,8 @@ class Matching:
         parts, transaction = self.parts, pending.transaction
         if pending.cursor:
             return self.mark_cursor(frame), None
+        if parts.leg.facade and pending.command.role in (Role.CLUSTER, Role.HELLO):
+            return as_node(frame), None
         if pending.command.role is Role.CLUSTER:
             return parts.out.told_reply(pending.names[1], frame), None
         if transaction is None:
