@@ -542,6 +542,7 @@ VERIFY_KEEP_EVERY_S = 0.5
 
 # exodus/verify/reconcile.py
 RECONCILE_NAMED = 5
+RECONCILE_EXTRA_KEPT = 100_000  # Extra keys that are looked at again. More stay extra keys.
 RECONCILE_POLL_S = 0.05
 
 # exodus/acceptance/
