@@ -36,7 +36,7 @@ class Role(IntEnum):
     SCRIPT = auto()  # may write keys that it does not declare
     SCRIPTS = auto()  # SCRIPT LOAD and its like: the texts that EVALSHA names
     REPLACES = auto()  # may replace data without naming a key
-    CLUSTER = auto()  # what only cluster clients send
+    CLUSTER = auto()  # for cluster clients only, or tells whether the server is part of a cluster
 
 
 # Words of HTTP: every server closes the connection where one is a command's name, whether it lists
@@ -85,6 +85,7 @@ ROLES: dict[bytes, Role] = {
     b"READONLY": Role.CLUSTER,
     b"READWRITE": Role.CLUSTER,
     b"ASKING": Role.CLUSTER,
+    b"INFO": Role.CLUSTER,
     b"REPLICAOF": Role.REPLACES,
     b"SLAVEOF": Role.REPLACES,
     b"FAILOVER": Role.REPLACES,

@@ -40,6 +40,7 @@ from exodus.resp.encode import encode_arguments
 _WRITE = lua("exodus.copy", "write_guarded").encode()
 _WRITE_SHA = hashlib.sha1(_WRITE, usedforsecurity=False).hexdigest()
 _STAGE = b"stage"
+_PAYLOAD_WORDS = 3  # of a key in the short form
 _NO_GUARD = f"TRYAGAIN {{node}} has no guard key: every {GUARD_SLOTS.step}th slot has one"
 
 
@@ -88,7 +89,9 @@ class GuardedCluster(GuardedLeg):
             replies: list[Reply] = [b"OK"] * len(packed)
             by_node = self._routed.by_node(packed.keys)
             answers = await together(
-                self._script(db, node, packed.words(places), len(places))
+                self._script(
+                    db, node, packed.words(places), _PAYLOAD_WORDS * len(places), "payloads"
+                )
                 for node, places in by_node.items()
             )
             left: list[int] = []
@@ -243,7 +246,8 @@ class GuardedCluster(GuardedLeg):
             ]
         )
         count = sum(len(piece.command) for piece in pieces)
-        answer = await self._script(db, node, words, len(pieces), words_in=count, wanted=wanted)
+        form = "replies" if wanted else ""
+        answer = await self._script(db, node, words, len(pieces) + count, form)
         if isinstance(answer, str):
             for piece in pieces:
                 piece.said = answer
@@ -279,19 +283,16 @@ class GuardedCluster(GuardedLeg):
         node: str,
         words: bytes,
         count: int,
-        *,
-        words_in: int | None = None,
-        wanted: bool = False,
+        form: str,
     ) -> list[Reply] | str:
         """Run the script on one node; return its answer, or the error for which nothing was done.
 
         Args:
             db: the database to write to.
             node: announced address.
-            words: `count` commands, encoded, each behind the number of its words.
-            count: number of commands.
-            words_in: number of words of all commands; None: six each.
-            wanted: return every reply.
+            words: encoded commands, each behind the number of its words; in the short form keys.
+            count: number of these words.
+            form: `replies` to return every reply, `payloads` for the short form, or empty.
 
         Raises:
             EpochEnded: the guard does not hold; nothing was written.
@@ -303,10 +304,10 @@ class GuardedCluster(GuardedLeg):
         if self.guard.values and not guard:
             return _NO_GUARD.format(node=node)
         head: list[bytes | str | int] = [1, guard] if guard else [0]
-        head += [db, int(wanted), len(self.guard.values)]
+        head += [db, form, len(self.guard.values)]
         for field, (_, value) in zip(self._fields, self.guard.values, strict=True):
             head += [field, value]
-        size = 2 + len(head) + count + (6 * count if words_in is None else words_in)
+        size = 2 + len(head) + count
         start, body = b"*%d\r\n" % size, encode_arguments(*head)
         leg = await routed.node(node)
         try:

@@ -125,13 +125,10 @@ class Packed:
         )
 
     def words(self, at: Sequence[int]) -> bytes:
-        """Return the commands for the keys at these places, each behind the number of its words, as
-        encoded arguments of a script.
+        """Return name, expiry and payload of the keys at these places, as encoded arguments of a
+        script.
         """
-        word = (
-            b"$1\r\n6\r\n$7\r\nRESTORE\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n"
-            b"$7\r\nREPLACE\r\n$6\r\nABSTTL\r\n"
-        )
+        word = b"$%d\r\n%b\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n"
         keys, expiries_ms, payloads = self.keys, self.expiries_ms, self.payloads
         return b"".join(
             [

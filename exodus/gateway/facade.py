@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 
 from exodus.commands.slots import SLOTS, slot_of
-from exodus.resp.tree import Part, array, bulk, number, render
+from exodus.resp.tree import Part, array, bulk, number, parse, render
 
 _OK = b"+OK\r\n"
 _WORDS = frozenset(
@@ -36,6 +36,11 @@ _INFO = (
     "cluster_stats_messages_sent:0\r\ncluster_stats_messages_received:0\r\n"
     "total_cluster_links_buffer_limit_exceeded:0\r\n"
 )
+_MODES = (
+    (b"redis_mode:standalone\r\n", b"redis_mode:cluster\r\n"),
+    (b"server_mode:standalone\r\n", b"server_mode:cluster\r\n"),
+    (b"cluster_enabled:0\r\n", b"cluster_enabled:1\r\n"),
+)
 # To know them, the whole keyspace would have to be scanned for each request.
 _KEYS_UNKNOWN = (
     b"-ERR the server behind this gateway is no cluster: it has no list of keys by slot\r\n"
@@ -46,6 +51,23 @@ def answers(args: list[bytes]) -> bool:
     """Tell whether a request is answered here."""
     word = args[0].upper()
     return word in _STATES or (word == b"CLUSTER" and len(args) > 1 and args[1].upper() in _WORDS)
+
+
+def as_node(frame: bytes) -> bytes:
+    """Return a whole reply to HELLO or INFO as a node of a cluster gives it."""
+    try:
+        reply = parse(frame)
+    except ValueError:
+        return frame
+    if isinstance(reply.value, bytes):
+        for here, there in _MODES:
+            reply.value = reply.value.replace(here, there)
+    else:
+        parts = reply.parts
+        for name, value in zip(parts[::2], parts[1::2], strict=False):
+            if name.value == b"mode" and value.value == b"standalone":
+                value.value = b"cluster"
+    return render(reply)
 
 
 def node_id(migration: str) -> str:

@@ -31,7 +31,7 @@ from exodus.plan.vocabulary import Side
 from exodus.topology.endpoint import Endpoint
 from exodus.topology.pair_checks import foreign_keys
 from exodus.verify.only import Only
-from exodus.verify.reconcile import mark_differing
+from exodus.verify.reconcile import forget_deleted, mark_differing
 
 _GAP = "life:"
 _EMPTIED = "emptied"  # in place of a run id: what the server had is gone, though it did not restart
@@ -131,6 +131,8 @@ async def recover(engine: Engine, sides: list[Side]) -> str:
     only = Only.of(engine, {side: await _changed_slots(engine, side) for side in sides})
     found = await mark_differing(engine, remove_extra=forgot, gently=True, only=only)
     await _synced(engine)
+    if found.extra:
+        await forget_deleted(engine, found)
     verified = any(gaps.get(_GAP + side, {}).get("verified") for side in sides)
     await note_run_ids(store, engine.run_ids)
     if found.extra:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import orjson
 
@@ -28,6 +28,7 @@ from exodus.plan.bounds import (
     EXPIRIES_RESTATEMENTS,
     JOURNAL_RETAIN_MS,
     MARKED_AHEAD_ENTRIES_MAX,
+    RECONCILE_EXTRA_KEPT,
     RECONCILE_NAMED,
     RECONCILE_POLL_S,
     REPAIR_SECONDS_MAX,
@@ -132,8 +133,16 @@ class Marked:
 
     marked: int = 0
     extra: int = 0  # keys that only the follower has, and that were not marked
-    names: str = ""  # some of those
+    extra_keys: list[Key] = field(default_factory=list)  # `RECONCILE_EXTRA_KEPT` of those
     keys: int = 0  # of the authority
+
+    @property
+    def names(self) -> str:
+        """Return some of the keys that only the follower has."""
+        return ", ".join(
+            f"{db}:{key.decode('utf-8', 'backslashreplace')}"
+            for db, key in self.extra_keys[:RECONCILE_NAMED]
+        )
 
 
 async def mark_differing(
@@ -171,13 +180,8 @@ async def mark_differing(
                 each for each in found if each.kind == "extra" and not each.key.startswith(probes)
             ]
         )
-        if extra and done.extra < RECONCILE_NAMED:
-            done.names = ", ".join(
-                [
-                    *filter(None, [done.names]),
-                    *[_name(each) for each in extra[: RECONCILE_NAMED - done.extra]],
-                ]
-            )
+        room = RECONCILE_EXTRA_KEPT - len(done.extra_keys)
+        done.extra_keys += [(each.db, each.key) for each in extra[:room]]
         done.extra += len(extra)
         while gently and await _behind(engine):
             await asyncio.sleep(RECONCILE_POLL_S)
@@ -188,14 +192,28 @@ async def mark_differing(
 
     await look(engine, way, mark, only)
     while (now := await _layout(engine)) != layout:  # a key that moved may not have been seen
-        layout, way, done.extra, done.names = now, PassState(), 0, ""
+        layout, way, done.extra, done.extra_keys = now, PassState(), 0, []
         await look(engine, way, mark, only)
     done.keys = way.report.keys_authority
     return done
 
 
-def _name(divergence: Divergence) -> str:
-    return f"{divergence.db}:{divergence.key.decode('utf-8', 'backslashreplace')}"
+async def forget_deleted(engine: Engine, found: Marked) -> None:
+    """Forget those of the extra keys that the follower does not have any more.
+
+    Their deletion was under way while both sides were compared. To be called once the feed has
+    delivered it.
+
+    Raises:
+        SourceError, TargetError: a side was lost.
+    """
+    left = [
+        (each.db, each.key)
+        for each in await spot_check(engine, found.extra_keys)
+        if each.kind == "extra"
+    ]
+    found.extra -= len(found.extra_keys) - len(left)
+    found.extra_keys = left
 
 
 async def _behind(engine: Engine) -> bool:

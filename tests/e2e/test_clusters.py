@@ -14,8 +14,8 @@ import redis
 from exodus.stack.home import Home
 from exodus.stack.servers import ServerKind
 from exodus.stack.up import Wanted, down, up
-from tests.e2e.test_lifecycle import Operator
 from tests.support.clusters import ClusterBox
+from tests.support.operator import Operator
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(400)]
 KEYS = 20_000

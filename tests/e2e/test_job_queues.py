@@ -5,19 +5,16 @@ and the end.
 from __future__ import annotations
 
 import asyncio
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from exodus.errors import DecisionRefused
 from exodus.stack.home import Home
-from exodus.stack.prefect import project_root
 from exodus.stack.up import Wanted, down, up
-from tests.e2e.test_lifecycle import Operator
 from tests.support.jobs import PROGRAM_NAMES, Jobs
-from tests.support.wait import wait_until
+from tests.support.operator import Operator
+from tests.support.shop import shopping
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 
@@ -71,61 +68,35 @@ def test_jobs_are_done_once_through_a_whole_migration(tmp_path: Path) -> None:
     up(home, Wanted(), print)
     operator = Operator(home)
     queues: list[Jobs] = []
-    gateway = operator.file.plan.gateway
-    shop = subprocess.Popen(
-        [
-            sys.executable,
-            "-m",
-            "examples.shop",
-            "--url",
-            f"redis://{gateway.host}:{gateway.port}",
-            "--keys",
-            "2000",
-            "--writes",
-            "100",
-            "--stop-file",
-            str(tmp_path / "stop"),
-            "--report",
-            str(tmp_path / "app.json"),
-            "--ready-file",
-            str(tmp_path / "ready"),
-        ],
-        cwd=project_root(),
-    )
     try:
-        wait_until(
-            (tmp_path / "ready").exists,
-            within_s=60,
-            otherwise="the application never preloaded its keys",
-        )
-        for phase in ("pre-test", "analyze", "compare"):
-            _approve(operator, phase)
-            operator.ended(phase, "approved")
-        queues += [
-            Jobs(name, operator.file.plan.gateway.port, tmp_path / name) for name in PROGRAM_NAMES
-        ]
-        _more_jobs(queues, 20)
-        for phase in ("test", "migrate"):
-            _approve(operator, phase)
-            operator.ended(phase, "approved")
-        _approve(operator, "commit", "cutover")
-        _is_not_finalised_beside_a_failed_rollback(operator)
-        _more_jobs(queues, 40)
-        _approve(operator, "rollback", "back", "next")
-        operator.ended("rollback", "approved")
-        assert operator.status()["authority"] == "source"
-        _more_jobs(queues, 40)
-        _approve(operator, "migrate")
-        operator.ended("migrate", "approved")
-        _approve(operator, "commit", "cutover", "finalise")
-        operator.ended("commit", "approved")
-        assert operator.status()["authority"] == "target"
-        _more_jobs(queues, 40)
+        with shopping(tmp_path, operator.file.plan.gateway, keys=2_000, writes=100):
+            for phase in ("pre-test", "analyze", "compare"):
+                _approve(operator, phase)
+                operator.ended(phase, "approved")
+            queues += [
+                Jobs(name, operator.file.plan.gateway.port, tmp_path / name)
+                for name in PROGRAM_NAMES
+            ]
+            _more_jobs(queues, 20)
+            for phase in ("test", "migrate"):
+                _approve(operator, phase)
+                operator.ended(phase, "approved")
+            _approve(operator, "commit", "cutover")
+            _is_not_finalised_beside_a_failed_rollback(operator)
+            _more_jobs(queues, 40)
+            _approve(operator, "rollback", "back", "next")
+            operator.ended("rollback", "approved")
+            assert operator.status()["authority"] == "source"
+            _more_jobs(queues, 40)
+            _approve(operator, "migrate")
+            operator.ended("migrate", "approved")
+            _approve(operator, "commit", "cutover", "finalise")
+            operator.ended("commit", "approved")
+            assert operator.status()["authority"] == "target"
+            _more_jobs(queues, 40)
     finally:
         for queue in queues:
             asyncio.run(queue.stop())
-        shop.terminate()
-        shop.wait(timeout=30)
         operator.api.close()
         down(home)
     for queue in queues:

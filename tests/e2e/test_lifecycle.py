@@ -20,21 +20,20 @@ import pytest
 import redis
 
 from exodus.backfill import runs
-from exodus.cli.decisions import answer_open_decision
 from exodus.cli.demo import tamper
-from exodus.cli.phases import read_status
 from exodus.cli.prefect_api import PrefectApi
 from exodus.control import approvers, ledger
 from exodus.control.checkpoint import load_progress
 from exodus.control.ledger import BACK, CUTOVER
 from exodus.control.store import ControlStore
 from exodus.errors import DecisionRefused, OperatorError
-from exodus.plan.migration_file import MigrationFile, load_migration
+from exodus.plan.migration_file import MigrationFile
 from exodus.plan.vocabulary import Phase
 from exodus.stack.home import Home
 from exodus.stack.prefect import project_root
 from exodus.stack.up import Wanted, down, up
-from tasks.evidence import artifact_key
+from tests.support.operator import Operator
+from tests.support.shop import shopping
 from tests.support.wait import wait_until
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
@@ -55,104 +54,6 @@ _CANARY = {
 KEYS = 120_000  # enough that the backfill can be killed in the middle
 
 
-class Operator:
-    """What a person does, through the same calls."""
-
-    def __init__(self, home: Home) -> None:
-        self.home = home
-        self.file: MigrationFile = load_migration(home.migration_file)
-        self.api = PrefectApi.find(home)
-        self.started = ""
-
-    def status(self) -> dict:
-        return asyncio.run(read_status(self.file))
-
-    def start(self, phase: str) -> str:
-        watched = {"seconds": 2.0} if phase in ("pre-test", "analyze", "compare") else {}
-        self.started = self.api.start(phase, {"migration": self.file.plan.name, **watched})["id"]
-        return self.started
-
-    def waiting(self, phase: str, gate: str | None = None, within_s: float = 90) -> dict:
-        def there() -> bool:
-            now = self.status()
-            state = now["phases"].get(phase, {})
-            assert (state.get("state"), state.get("flow_run_id")) != ("failed", self.started), (
-                f"{phase} failed: {state.get('why')}"
-            )
-            return (
-                now["waiting"] is not None
-                and now["waiting"]["phase"] == phase
-                and gate in (None, now["waiting"]["gate"])
-            )
-
-        wait_until(there, within_s=within_s, otherwise=f"{phase} never asked for its decision")
-        found = self.status()["waiting"]
-        wait_until(
-            lambda: self.api.run(found["flow_run_id"])["state"]["name"] == "Suspended",
-            within_s=30,
-            otherwise="the run was never suspended",
-        )
-        return found
-
-    def answer(self, verdict: str, **fields: object) -> None:
-        answer_open_decision(
-            self.file, self.api, verdict, by="the test", why="because it is tested", fields=fields
-        )
-
-    def form(self, asked: dict, number: int) -> tuple[str, dict]:
-        """Return what the UI renders of the `number`-th question of a decision: the text above the
-        form, and its fields.
-        """
-        details: dict = {}
-
-        def there() -> bool:
-            details.update(self.api.run(asked["flow_run_id"])["state"]["state_details"])
-            return details.get("pause_key") == f"{asked['gate']}-{number}" and self.api.asks(
-                asked["flow_run_id"]
-            )
-
-        wait_until(there, within_s=60, otherwise=f"{asked['gate']} was not asked {number} times")
-        inputs = f"/flow_runs/{asked['flow_run_id']}/input"
-        words, schema = (
-            self.api._call("GET", f"{inputs}/{details['run_input_keyset'][part]}").json()
-            for part in ("description", "schema")
-        )
-        return words, schema["properties"]
-
-    def ended(self, phase: str, state: str) -> None:
-        try:
-            wait_until(
-                lambda: self.status()["phases"][phase]["state"] == state,
-                within_s=60,
-                otherwise=f"{phase} never became {state}",
-            )
-        except AssertionError as exc:
-            asked = self.exodus("answer").stdout  # what the form says, as for a person
-            raise AssertionError(f"{exc}; open now: {asked[:2_000]}") from exc
-
-    def run_state(self, run_id: str, *names: str) -> dict:
-        wait_until(
-            lambda: self.api.run(run_id)["state"]["name"] in names,
-            within_s=60,
-            otherwise=f"the run never became {names}",
-        )
-        return self.api.run(run_id)["state"]
-
-    def artifact(self, *parts: str) -> dict:
-        wanted = {"artifacts": {"key": {"any_": [artifact_key(self.file.plan.name, *parts)]}}}
-        return self.api._call("POST", "/artifacts/latest/filter", json=wanted).json()[0]
-
-    def exodus(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", "exodus.cli.app", *arguments, "--home", str(self.home.root)],
-            cwd=project_root(),
-            capture_output=True,
-            text=True,
-            timeout=120,
-            check=False,
-        )
-
-
 @pytest.fixture(scope="module")
 def operator(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Operator]:
     home = Home(tmp_path_factory.mktemp("stack"))
@@ -167,35 +68,8 @@ def operator(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Operator]:
 @pytest.fixture(scope="module")
 def application(operator: Operator, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("application")
-    gateway = operator.file.plan.gateway
-    process = subprocess.Popen(
-        [
-            sys.executable,
-            "-m",
-            "examples.shop",
-            "--url",
-            f"redis://{gateway.host}:{gateway.port}",
-            "--keys",
-            str(KEYS),
-            "--writes",
-            "200",
-            "--stop-file",
-            str(folder / "stop"),
-            "--report",
-            str(folder / "app.json"),
-            "--ready-file",
-            str(folder / "ready"),
-            "--seconds-max",
-            "540",
-        ],
-        cwd=project_root(),
-    )
-    wait_until(
-        (folder / "ready").exists, within_s=60, otherwise="the application never preloaded its keys"
-    )
-    yield folder
-    process.terminate()
-    process.wait(timeout=30)
+    with shopping(folder, operator.file.plan.gateway, keys=KEYS, writes=200):
+        yield folder
 
 
 def _migrate_process(run_id: str) -> psutil.Process | None:

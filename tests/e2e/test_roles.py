@@ -4,21 +4,18 @@ refuses Exodus anything.
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from exodus.plan.vocabulary import Side
 from exodus.stack.home import Home
-from exodus.stack.prefect import project_root
 from exodus.stack.servers import ServerKind
 from exodus.stack.up import Wanted, down, up
 from exodus.topology.rights import Wanted as Rights
-from tests.e2e.test_lifecycle import Operator
+from tests.support.operator import Operator
 from tests.support.roles import denied, make_users
-from tests.support.wait import wait_until
+from tests.support.shop import shopping
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
 _CANARY = {"steps": [100], "seconds": 1.0, "wait_ms_max": 1000.0, "bad_max": 99}
@@ -54,49 +51,22 @@ def test_every_phase_runs_with_the_users_of_its_roles(make_server, tmp_path: Pat
         print,
     )
     operator = Operator(home)
-    gateway = operator.file.plan.gateway
-    application = subprocess.Popen(
-        [
-            sys.executable,
-            "-m",
-            "examples.shop",
-            "--url",
-            f"redis://{gateway.host}:{gateway.port}",
-            "--keys",
-            "5000",
-            "--writes",
-            "200",
-            "--stop-file",
-            str(tmp_path / "stop"),
-            "--report",
-            str(tmp_path / "app.json"),
-            "--ready-file",
-            str(tmp_path / "ready"),
-        ],
-        cwd=project_root(),
-    )
     try:
-        wait_until(
-            (tmp_path / "ready").exists,
-            within_s=60,
-            otherwise="the application never preloaded its keys",
-        )
-        for phase in ("pre-test", "analyze", "compare", "test", "migrate"):
-            operator.start(phase)
-            operator.waiting(phase, within_s=120)
+        with shopping(tmp_path, operator.file.plan.gateway, keys=5_000, writes=200):
+            for phase in ("pre-test", "analyze", "compare", "test", "migrate"):
+                operator.start(phase)
+                operator.waiting(phase, within_s=120)
+                operator.answer("approve")
+                operator.ended(phase, "approved")
+            operator.start("commit")
+            for gate in ("canary-100", "cutover"):
+                operator.waiting("commit", gate, within_s=120)
+                operator.answer("approve")
+            operator.waiting("commit", "finalise", within_s=120)
+            assert operator.status()["authority"] == "target"
             operator.answer("approve")
-            operator.ended(phase, "approved")
-        operator.start("commit")
-        for gate in ("canary-100", "cutover"):
-            operator.waiting("commit", gate, within_s=120)
-            operator.answer("approve")
-        operator.waiting("commit", "finalise", within_s=120)
-        assert operator.status()["authority"] == "target"
-        operator.answer("approve")
-        operator.ended("commit", "approved")
-        assert denied(servers) == []
+            operator.ended("commit", "approved")
+            assert denied(servers) == []
     finally:
-        application.terminate()
-        application.wait(timeout=30)
         operator.api.close()
         down(home)

@@ -10,9 +10,10 @@ import pytest
 from redis.cluster import RedisCluster
 
 from exodus.plan.vocabulary import Feed, Side
+from exodus.resp.encode import encode
 from exodus.stack.servers import ServerKind
 from tests.fault.test_gateway_cluster_switch import begin_live_sync, switch
-from tests.fault.test_gateway_clusters import PROGRAM, run
+from tests.fault.test_gateway_clusters import PROGRAM, ask, run
 from tests.support.cluster_app import ClusterApp
 from tests.support.cluster_gateway import cluster_migration, gateway_process
 from tests.support.clusters import ClusterBox
@@ -50,15 +51,19 @@ async def test_a_cluster_client_gets_the_replies_of_a_cluster_of_one_node(
                 (node,) = client.get_nodes()
                 assert node.port == local.port
                 assert client.cluster_keyslot("k") == direct.cluster_keyslot("k")
-                for ask in (client, direct):
-                    assert ask.readonly(target_nodes=RedisCluster.PRIMARIES)
-                    state = ask.cluster_info(target_nodes=RedisCluster.RANDOM)
+                for each in (client, direct):
+                    assert each.readonly(target_nodes=RedisCluster.PRIMARIES)
+                    mode = each.info("server", target_nodes=RedisCluster.RANDOM)
+                    assert mode.get("redis_mode", mode.get("server_mode")) == "cluster"
+                    state = each.cluster_info(target_nodes=RedisCluster.RANDOM)
                     assert (state["cluster_state"], state["cluster_size"]) == ("ok", "1")
-                    (shown,) = ask.cluster_nodes().values()
+                    (shown,) = each.cluster_nodes().values()
                     assert shown["slots"] == [["0", "16383"]]
                     assert shown["flags"] == "myself,master"
 
         await asyncio.to_thread(compare)
+        hello = await asyncio.to_thread(ask, local.port, encode("HELLO", protocol))
+        assert b"$4\r\nmode\r\n$7\r\ncluster\r\n" in hello[0]
 
 
 @pytest.mark.parametrize("way", ["to a cluster", "from a cluster"])

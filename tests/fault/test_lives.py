@@ -16,9 +16,10 @@ from exodus.copy.scan import plan_slices
 from exodus.cutover import switch
 from exodus.errors import DecisionRefused, ExodusError
 from exodus.feeds.feed import begin_feed
+from exodus.live import server_runs
 from exodus.plan.vocabulary import Feed, Side
 from exodus.stack.servers import ServerKind
-from exodus.verify.reconcile import keys_of, reconcile, repair
+from exodus.verify.reconcile import Marked, keys_of, reconcile, repair
 from tests.support.local_migration import LocalMigration
 from tests.support.servers import DatabaseServer
 from tests.support.wait import until
@@ -225,6 +226,46 @@ async def test_a_source_that_comes_back_older_loses_nothing_more(
         await _recovered(local)
         with valkey91.client() as client:
             assert client.get("only the target has it") is None
+    finally:
+        await local.close()
+
+
+async def test_keys_that_are_being_deleted_while_both_sides_are_compared_keep_no_gap(
+    make_server,
+    valkey91: DatabaseServer,
+    control_server: DatabaseServer,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The source restarts. The comparison finds two keys on the target only: the deletion of one
+    arrives afterwards, the other one the source has lost.
+    """
+    source = make_server(ServerKind.REDIS_62)
+    local = await _local(source, valkey91, control_server, tmp_path)
+    compare, compared = server_runs.mark_differing, []
+
+    async def with_deletions_under_way(*of: object, **more: object) -> Marked:
+        with source.client() as client, valkey91.client() as target:
+            client.delete("k1", "k2")
+            found = await compare(*of, **more)  # type: ignore[arg-type]
+            target.delete("k1")
+        compared.append(found.names)
+        return found
+
+    try:
+        await local.backfill()
+        await local.drained()
+        source.save()
+        monkeypatch.setattr(server_runs, "mark_differing", with_deletions_under_way)
+        source.kill()
+        source.start()
+
+        async def named() -> bool:
+            why = str((await open_gaps(local.store)).get("life:source", {}).get("why"))
+            return "1 keys are only on the target, such as 0:k2:" in why
+
+        await until(named, within_s=20, otherwise="the lost key was never named alone")
+        assert sorted(compared[0].split(", ")) == ["0:k1", "0:k2"]
     finally:
         await local.close()
 

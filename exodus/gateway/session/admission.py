@@ -230,6 +230,7 @@ class Admission:
             pending.expected = len(args) - 1 or (1 if role is Role.SUBSCRIBE else _ALL_NAMES)
         elif role is Role.AUTH or role is Role.HELLO:
             pending.names = [] if skipped else args
+            pending.whole = role is Role.HELLO and self.parts.leg.facade
         elif role is Role.CLIENT:
             pending.names = [] if skipped else args
             if len(args) == _CLIENT_REPLY_WORDS and args[1].upper() == b"REPLY":
@@ -243,7 +244,8 @@ class Admission:
             self._describe_script(pending, args)
         elif role is Role.CLUSTER:
             pending.names = [] if skipped else args
-            pending.whole = self._names_nodes(args)
+            is_info = pending.command.name == b"INFO"
+            pending.whole = self.parts.leg.facade if is_info else self._names_nodes(args)
         elif role is Role.SCRIPTS:
             if len(args) == 3 and args[1].upper() == b"LOAD" and args[2] is not SKIPPED:
                 pending.text = args[2]
@@ -300,14 +302,15 @@ class Admission:
             transaction.unreadable = UNMATCHED
             pending.reply_mode = 0
         elif role in (Role.CLIENT, Role.AUTH, Role.HELLO):
+            pending.whole = False
             transaction.commands.append((place, pending))
             transaction.whole = True
         elif role is Role.CLUSTER:
-            if pending.whole:
-                pending.whole = False  # the reply comes in that to EXEC
+            if pending.whole and not self.parts.leg.facade:
                 transaction.effects.append(QueuedEffect(place, role, word=pending.names[1]))
                 transaction.whole = True
-            elif len(pending.names) == 1:
+            pending.whole = False  # the reply comes in that to EXEC
+            if pending.command.name in (b"READONLY", b"READWRITE"):
                 transaction.commands.append((place, pending))
                 transaction.whole = True
         elif pending.barrier is not None:

@@ -65,7 +65,17 @@ def test_requests_that_cannot_be_are_errors() -> None:
 
 
 def made(out: Recorder) -> Session:
-    reads = (b"GET", b"PING", b"CLUSTER", b"READONLY", b"ASKING", b"MULTI", b"EXEC", b"SUBSCRIBE")
+    reads = (
+        b"GET",
+        b"PING",
+        b"CLUSTER",
+        b"READONLY",
+        b"ASKING",
+        b"MULTI",
+        b"EXEC",
+        b"INFO",
+        b"HELLO",
+    )
     table = CommandTable([Command(name, write=False) for name in reads])
     session = Session(out, Orders(table, Telemetry(NoKeyStatistics())))
     session.log_in(None, 0.0, Dialect.FACADE)
@@ -103,6 +113,29 @@ def test_a_client_that_may_not_ping_is_answered() -> None:
         << ("to_server", PING)
         >> ("from_server", b"-NOPERM this user has no permissions to run the 'ping' command\r\n")
         << ("to_client", b"+CLUSTER MYID of 2\r\n")
+    ).play_at_every_split()
+
+
+@pytest.mark.parametrize("kind", [b"$", b"="])
+def test_the_server_says_that_it_is_part_of_a_cluster(kind: bytes) -> None:
+    def info(mode: bytes, enabled: int) -> bytes:
+        text = b"# Server\r\nredis_mode:%b\r\nos:x\r\ncluster_enabled:%d\r\n" % (mode, enabled)
+        text = b"txt:" + text if kind == b"=" else text
+        return b"%b%d\r\n%b\r\n" % (kind, len(text), text)
+
+    def hello(mode: bytes) -> bytes:
+        head = b"%3" if kind == b"=" else b"*6"
+        return head + (
+            b"\r\n$6\r\nserver\r\n$5\r\nredis\r\n$5\r\nproto\r\n:2\r\n$4\r\nmode\r\n$%d\r\n%b\r\n"
+        ) % (len(mode), mode)
+
+    asked = encode("INFO") + encode("HELLO") + GET
+    (
+        Script(made)
+        >> ("from_client", asked)
+        << ("to_server", asked)
+        >> ("from_server", info(b"standalone", 0) + hello(b"standalone") + b"$-1\r\n")
+        << ("to_client", info(b"cluster", 1) + hello(b"cluster") + b"$-1\r\n")
     ).play_at_every_split()
 
 
