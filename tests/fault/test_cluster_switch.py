@@ -30,7 +30,8 @@ from exodus.live import server_runs
 from exodus.plan.vocabulary import Cutover, Feed, Side
 from exodus.stack.servers import ServerKind
 from exodus.topology.endpoint import Endpoint
-from tests.support.cluster_gateway import cluster_migration
+from tests.support.cluster_app import ClusterApp
+from tests.support.cluster_gateway import cluster_migration, gateway_process
 from tests.support.clusters import ClusterBox
 from tests.support.full import FULL
 from tests.support.local_migration import LocalMigration
@@ -304,3 +305,49 @@ async def test_a_stray_of_the_old_side_is_refused_on_every_node(
         await shop.end()
         await _agree(local)
         await shop.judge(target)
+
+
+if FULL:
+
+    @pytest.mark.timeout(600)
+    async def test_ten_switches_give_a_client_no_error_that_a_reshard_does_not(
+        make_cluster: MakeCluster, control_server: DatabaseServer, tmp_path: Path
+    ) -> None:
+        """2,000 writes a second by redis-py's cluster client, through a gateway in a process of its
+        own. First a real reshard of the source, then ten switches there and back.
+        """
+        source = make_cluster(ServerKind.VALKEY_81)
+        target = make_cluster(ServerKind.VALKEY_91)
+        async with cluster_migration(
+            source, target, control_server, tmp_path, cutover=Cutover.GATEWAY
+        ) as local:
+
+            def through() -> redis.RedisCluster:
+                return redis.RedisCluster(host="127.0.0.1", port=local.port)
+
+            with gateway_process(local):
+                await begin_feed(local.store, local.plan, local.feed)
+                await server_runs.begin(local.store, (await local.engine()).run_ids)
+                await local.syncer()
+                await local.start_live_sync()
+                await local.backfill()
+                with ClusterApp(through) as resharded:
+                    await asyncio.to_thread(resharded.wait_more, 2_000)
+                    for slots, to in ((range(0, 600, 2), 1), (range(0, 600, 2), 0)):
+                        await asyncio.to_thread(source.reshard, slots, source.nodes[to])
+                    await asyncio.to_thread(resharded.wait_more, 2_000)
+                await asyncio.to_thread(resharded.check, source)
+                holds: list[object] = []
+                with ClusterApp(through) as app:
+                    for number in range(10):
+                        await asyncio.to_thread(app.wait_more, 2_000)
+                        to = Side.SOURCE if number % 2 else Side.TARGET
+                        holds.append((await switched(local, to)).facts["hold_ms"])
+                    await asyncio.to_thread(app.wait_more, 2_000)
+                await _agree(local)
+                await asyncio.to_thread(app.check, source)
+                await asyncio.to_thread(app.check, target)
+            print("hold ms", holds)
+            for name, each in (("reshard", resharded), ("switches", app)):
+                print(name, each.acknowledged, dict(each.errors), f"stall {each.stall_s:.3f} s")
+            assert set(app.errors) <= set(resharded.errors)

@@ -12,6 +12,7 @@ from exodus.errors import OperatorError
 from exodus.plan.address import Address, Cluster
 from exodus.plan.migration_file import load_migration, migration_of
 from exodus.plan.plan import Plan
+from exodus.plan.settings import Listen
 from exodus.plan.vocabulary import CopyStrategy, Cutover, Feed
 
 CLUSTER = {
@@ -103,3 +104,21 @@ def test_what_clusters_cannot_do_yet_is_refused(more: dict[str, object], said: s
             target=Address.parse("redis://127.0.0.1:6380", field="target"),
             **fields,  # type: ignore[arg-type]
         )
+
+
+def test_gateways_move_clusters_of_one_kind_of_client() -> None:
+    """Two clusters, or a cluster and a server that looks like one to cluster clients."""
+    cluster = Cluster.model_validate(CLUSTER)
+    other = Cluster.model_validate({"cluster": ["b:1"]})
+    server = Address.parse("redis://127.0.0.1:6380", field="target")
+    both = Plan(name="m", source=cluster, target=other)
+    assert (both.cutover, both.has_gateways, both.watches_traffic) == ("gateway", True, False)
+    facade = Listen.model_validate({"facade": "cluster"})
+    for source, target in ((cluster, server), (server, cluster)):
+        assert Plan(name="m", source=source, target=target, gateway=facade).has_gateways
+        with pytest.raises(ValidationError, match=r"set gateway\.facade"):
+            Plan(name="m", source=source, target=target)
+    own = Plan(name="m", source=cluster, target=server, cutover=Cutover.OWN)
+    assert (own.has_gateways, own.watches_traffic) == (False, False)
+    plain = Plan(name="m", source=server, target=Address.parse("redis://a:1", field="target"))
+    assert (plain.has_gateways, plain.watches_traffic) == (True, True)
