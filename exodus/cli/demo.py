@@ -84,6 +84,12 @@ def run_demo(demo: Demo) -> bool:
             why=f"its stack is in {demo.home.root}",
             next_step=f"exodus down --home {demo.home.root}",
         )
+    if demo.tamper and demo.topology is TopologyKind.CLUSTER:
+        raise OperatorError(
+            "--tamper with --topology cluster cannot be",
+            why="it damages keys of one server",
+            next_step="leave one of them away",
+        )
     shutil.rmtree(demo.out, ignore_errors=True)
     (demo.out / "evidence").mkdir(parents=True)
     began = time.monotonic()
