@@ -5,15 +5,22 @@ A cursor counts with its bits reversed. Slice i of 2^k begins at i with its k bi
 ends when the reversed cursor passes its share. Eight concurrent slices lost nothing during resizing
 on seven servers (docs/decisions/0001-slices-by-cursor.md). A cursor is valid only together with the
 node's run id and the database (race rule 5).
+
+From Redis 7.4 and Valkey 8.0 on, a node of a cluster keeps a table for each slot. Its cursor has
+the slot in the low 14 bits, and a scan goes through the slots in their order. There a slice is a
+range of slots. The first slice begins at slot 0 and the last ends with the scan, whatever slots
+come to the node meanwhile. By reversed bits, the slices of such a node would overlap.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+from exodus.commands.slots import SLOTS
 from exodus.net.leg import Leg
 from exodus.plan.bounds import SCAN_KEYS_PER_SLICE
 from exodus.topology.endpoint import Endpoint
+from exodus.topology.node import Node, NodeFacts
 
 
 def reverse64(value: int) -> int:
@@ -29,15 +36,19 @@ class Slice:
     db: int
     index: int
     count: int  # a power of two
+    slots: tuple[int, int] | None = None  # first, and the one behind the last; None: by bits
 
     @property
     def slice_id(self) -> str:
         """Return the slice's name in checkpoints."""
-        return f"{self.node}/{self.db}/{self.index} of {self.count}"
+        where = "" if self.slots is None else " at {}-{}".format(*self.slots)
+        return f"{self.node}/{self.db}/{self.index} of {self.count}{where}"
 
     @property
     def start(self) -> int:
         """Return the cursor to begin with."""
+        if self.slots is not None:
+            return self.slots[0] if self.index else 0
         bits = self.count.bit_length() - 1
         return reverse64(self.index << (64 - bits)) if bits else 0
 
@@ -45,6 +56,8 @@ class Slice:
         """Return whether a cursor that SCAN returned is past this slice."""
         if cursor == 0:
             return True
+        if self.slots is not None:
+            return self.index + 1 < self.count and cursor % SLOTS >= self.slots[1]
         bits = self.count.bit_length() - 1
         return bool(bits) and reverse64(cursor) >= (self.index + 1) << (64 - bits)
 
@@ -52,8 +65,11 @@ class Slice:
     def parse(cls, slice_id: str) -> Slice:
         """Reverse `slice_id`."""
         node, db, part = slice_id.rsplit("/", 2)
-        index, _, count = part.partition(" of ")
-        return cls(node, int(db), int(index), int(count))
+        index, _, more = part.partition(" of ")
+        count, _, slots = more.partition(" at ")
+        first, _, behind = slots.partition("-")
+        where = (int(first), int(behind)) if slots else None
+        return cls(node, int(db), int(index), int(count), where)
 
 
 async def scan_once(leg: Leg, cursor: int, count: int) -> tuple[int, list[bytes]]:
@@ -71,5 +87,20 @@ async def plan_slices(endpoint: Endpoint, slices: int) -> list[Slice]:
             count = slices
             while count > 1 and keys < SCAN_KEYS_PER_SLICE * count:
                 count //= 2
-            found.extend(Slice(node.name, db, index, count) for index in range(count))
+            found.extend(
+                Slice(node.name, db, index, count, _slots_of(node, facts, index, count))
+                for index in range(count)
+            )
     return found
+
+
+_TABLE_A_SLOT = {"redis": (7, 4), "valkey": (8, 0)}  # the first versions that have one
+
+
+def _slots_of(node: Node, facts: NodeFacts, index: int, count: int) -> tuple[int, int] | None:
+    """Return the slots of one slice of a node; None where its cursor has no slot in it."""
+    if node.shard is None or facts.version < _TABLE_A_SLOT[facts.engine]:
+        return None
+    first, last = node.shard.ranges[0][0], node.shard.ranges[-1][1]
+    width = last + 1 - first
+    return first + width * index // count, first + width * (index + 1) // count
