@@ -100,13 +100,16 @@ class ClusterFence(Fence):
                 why=f"its nodes changed meanwhile: {', '.join(sorted(now ^ prepared))}",
                 next_step="nothing was switched; start it again",
             )
-        proofs = await together(self._raise_on_node(name, record, method) for name in now)
+        # Where another switch has the right, a master says so. A replica may only be behind.
+        masters = set(self._nodes.masters)
+        proofs = await together(self._raise_on_node(name, record, method) for name in masters)
+        await together(self._raise_on_node(name, record, method) for name in now - masters)
         await self._nodes.part_strangers()
         found: dict[str, str] = {}
         for of_one in proofs:
             found.update(of_one)
-        masters, others = len(self._nodes.masters), len(now) - len(self._nodes.masters)
-        where = f"on each of {masters} masters" + (f" and {others} replicas" if others else "")
+        others = len(now - masters)
+        where = f"on each of {len(masters)} masters" + (f" and {others} replicas" if others else "")
         return {user: f"{how}, {where}" for user, how in found.items()}
 
     async def _raise_on_node(
