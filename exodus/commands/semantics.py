@@ -36,6 +36,7 @@ class Role(IntEnum):
     SCRIPT = auto()  # may write keys that it does not declare
     SCRIPTS = auto()  # SCRIPT LOAD and its like: the texts that EVALSHA names
     REPLACES = auto()  # may replace data without naming a key
+    CLUSTER = auto()  # what only cluster clients send
 
 
 # Words of HTTP: every server closes the connection where one is a command's name, whether it lists
@@ -80,6 +81,10 @@ ROLES: dict[bytes, Role] = {
     b"EVALSHA_RO": Role.SCRIPT,
     b"FCALL_RO": Role.SCRIPT,
     b"SCRIPT": Role.SCRIPTS,
+    b"CLUSTER": Role.CLUSTER,
+    b"READONLY": Role.CLUSTER,
+    b"READWRITE": Role.CLUSTER,
+    b"ASKING": Role.CLUSTER,
     b"REPLICAOF": Role.REPLACES,
     b"SLAVEOF": Role.REPLACES,
     b"FAILOVER": Role.REPLACES,
@@ -112,6 +117,15 @@ NOT_WRITES = frozenset({b"EXEC", b"FUNCTION", b"SCRIPT", b"PUBLISH", b"SPUBLISH"
 # Of a known command that answers an error nothing was executed, except of these: MIGRATE may have
 # moved some of its keys.
 ACTS_ON_ERROR = frozenset({b"MIGRATE"})
+# How a node of a cluster refuses what another node has to execute, or none can now.
+NOT_HERE = (
+    b"MOVED ",
+    b"ASK ",
+    b"CROSSSLOT Keys in request don't hash to the same slot",
+    b"TRYAGAIN Multiple keys request during rehashing of slot",
+    b"CLUSTERDOWN The cluster is down",
+    b"CLUSTERDOWN Hash slot not served",
+)
 # How the error of a script begins that was refused before it ran. A script that ran may have
 # written before it failed, and can hand on the error of an inner command, so OOM, READONLY and
 # their like are not here.
@@ -133,6 +147,7 @@ SCRIPT_REFUSALS = (
     b"ERR Can't execute 'ev",
     b"ERR Can't execute 'fcall",
     b"MASTERDOWN ",
+    *NOT_HERE,
 )
 # First words of errors that refuse a command: the server does not have it, or the user may not run
 # it now. A refused command changed nothing.
@@ -148,6 +163,7 @@ REFUSALS = (
     b"EXECABORT ",
     b"MASTERDOWN ",
     b"ERR Can't execute",
+    *NOT_HERE,
 )
 
 # Commands without keys that replace data, or change where the data comes from. No journal can name

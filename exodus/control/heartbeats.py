@@ -95,6 +95,9 @@ class GatewayFacts(_Facts):
     # command → reason → requests of sampled keys that are not compared
     shadow_left_out: dict[str, dict[str, int]] = Field(default_factory=dict)
     task_failures: int = 0
+    # side → version of the map of listeners in use; 0: not the published one. Empty: no cluster
+    listeners: dict[str, int] = Field(default_factory=dict)
+    nodes_without_listener: int = 0
 
 
 class SyncerFacts(_Facts):

@@ -63,6 +63,8 @@ Every key begins with `exodus:{MIGRATION}:` (the braces keep a migration in one 
         side → run id of the server that the journal speaks for
     topology         hash     gateways, syncers → everybody
         side → the master of a service, JSON: address, epoch
+    listeners        hash     gateways → gateways, cutover
+        side → which listener stands for which node, JSON
     failovers        list     gateways, syncers → status, report
         failovers of both sides, and what they may have lost, JSON
     ledger           stream   flows → preconditions
@@ -148,6 +150,7 @@ class Keys:
         self.lives = self.prefix + "lives"
         self.topology = self.prefix + "topology"
         self.failovers = self.prefix + "failovers"
+        self.listeners = self.prefix + "listeners"
         self.ledger = self.prefix + "ledger"
         self.phase = self.prefix + "phase"
         self.shadow = self.prefix + "shadow"
@@ -263,8 +266,8 @@ def lane_guard_key(migration: str, partition: int) -> bytes:
 
 
 def cluster_guard_key(migration: str, slot: int) -> bytes:
-    """Return the key in `slot` of a cluster that is what `guard_key` and `lane_guard_key` are on a
-    single follower: a hash with their values.
+    """Return the key in `slot` of a cluster that is what `guard_key`, `lane_guard_key` and
+    `fence_guard_key` are on a single server: a hash with their values.
     """
     return b"exodus:{%b}:guard" % tag_of(migration.encode(), slot)
 

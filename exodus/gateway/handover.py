@@ -13,6 +13,7 @@ import contextlib
 import logging
 from collections.abc import Iterable
 
+from exodus.commands.semantics import NOT_HERE
 from exodus.gateway.relay import Connection, Hub, LegProtocol, open_leg
 from exodus.gateway.session import Session, Stage
 from exodus.plan.bounds import (
@@ -91,15 +92,49 @@ async def move_all(
         *[_move(hub, connection, side, within_s=within_s) for connection in members]
     )
     for connection in members:
-        leg = connection.leg
-        if leg is not None and connection.side is side and leg.address != hub.address(side):
+        if connection.side is side and misplaced(hub, connection):
             connection.drop_leg()  # there was a failover of this side meanwhile
     return sum(1 for why in outcomes if why is not None)
 
 
+def misplaced(hub: Hub, connection: Connection) -> bool:
+    """Tell whether a session's leg leads to another server than its listener stands for."""
+    leg = connection.leg
+    if leg is None or leg.lost or connection.client_gone:
+        return False
+    try:
+        return leg.address != hub.address(connection.side, connection.listener)
+    except OSError:
+        return False  # nobody knows where else it should lead
+
+
+async def move_within(hub: Hub, connection: Connection, *, within_s: float) -> None:
+    """Move one session to the node for which its listener stands now, on the same side."""
+    await _move(hub, connection, connection.side, within_s=within_s)
+
+
 async def _move(hub: Hub, connection: Connection, side: Side, *, within_s: float) -> str | None:
-    if connection.leg is None or connection.side is side or connection.client_gone:
+    while connection.moving is not None:
+        await connection.moving.wait()
+    if connection.orders.authority is not side:
+        return None  # the authority changed meanwhile, and that moves the session
+    if connection.leg is None or connection.client_gone:
         return None  # a session without a leg connects to the new authority by itself
+    if connection.side is side and not misplaced(hub, connection):
+        if connection.session.requests.frozen:
+            connection.session.thaw(asyncio.get_running_loop().time())
+        return None
+    over = connection.moving = asyncio.Event()
+    try:
+        return await _move_once(hub, connection, side, within_s=within_s)
+    finally:
+        connection.moving = None
+        over.set()
+
+
+async def _move_once(
+    hub: Hub, connection: Connection, side: Side, *, within_s: float
+) -> str | None:
     session = connection.session
     session.freeze()
     loop = asyncio.get_running_loop()
@@ -134,7 +169,7 @@ async def _move(hub: Hub, connection: Connection, side: Side, *, within_s: float
     old, connection.leg = connection.leg, leg
     connection.side = side
     leg.owner = connection
-    session.adopt_leg(hub.logins(side, connection.orders))
+    session.adopt_leg(hub.logins(side, connection.orders), hub.dialect(side))
     if messages:
         connection.to_client(messages)
     if rest:
@@ -159,7 +194,8 @@ async def _new_leg(
     """
     session = connection.session
     stages = session.replay_stages(hub.logins(side, connection.orders))
-    leg = hub.spare_leg(side) or await open_leg(hub, side, owner=None)
+    listener = connection.listener
+    leg = hub.spare_leg(side, listener) or await open_leg(hub, side, listener, owner=None)
     if leg.transport is None:
         raise _Refused("no transport")
     messages, rest = b"", b""
@@ -193,6 +229,9 @@ async def _replay(
                 frame, buffered = buffered[: reply.size], buffered[reply.size :]
                 if session.out_of_band(reply):
                     messages += frame
+                elif reply.error and stage.shard_channels and reply.head.startswith(NOT_HERE):
+                    messages += session.leave_channels(stage.shard_channels)
+                    answered = expected
                 elif reply.error and answered < len(stage.requests):
                     if answered not in stage.optional:
                         raise _Refused(reply.head.split(b" ", 1)[0].decode("ascii", "replace"))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import Callable
 
 from exodus.background import BackgroundTasks
@@ -95,7 +96,7 @@ class Holds:
         return True
 
     async def _prepare_legs(self, group: SessionGroup) -> None:
-        sessions = len(self._groups.members(group))
+        sessions = Counter(each.listener for each in self._groups.members(group))
         await self._spare_legs.prepare(group.orders.authority, sessions)
 
     async def prepare(self) -> None:

@@ -12,34 +12,39 @@ import socket
 import ssl
 from collections import Counter
 from collections.abc import Iterable
+from functools import partial
 from typing import cast
 
 from exodus.background import BackgroundTasks
 from exodus.control.heartbeats import GatewayHeartbeat
 from exodus.control.route import Route
 from exodus.control.store import ControlStore
-from exodus.errors import OperatorError
+from exodus.errors import ExodusError, OperatorError
 from exodus.gateway import reporting
 from exodus.gateway.authority_probe import AuthorityProbe
 from exodus.gateway.canary_control import CanaryControl
 from exodus.gateway.canary_reads import CanaryRead
+from exodus.gateway.faces import open_face
 from exodus.gateway.groups import SessionGroups
+from exodus.gateway.handover import misplaced, move_within
 from exodus.gateway.heartbeats import HeartbeatWriter
 from exodus.gateway.holds import Holds
 from exodus.gateway.identity import identify, note_end
 from exodus.gateway.intents import MANIFEST
 from exodus.gateway.journaler import Journaler
 from exodus.gateway.last_route import LastRoute
-from exodus.gateway.listeners import inherited, listen, unlink
+from exodus.gateway.listeners import inherited, listen_all, unlink
 from exodus.gateway.logins import Logins
 from exodus.gateway.lost_legs import LostLegs
+from exodus.gateway.node_listeners import NodeListeners
 from exodus.gateway.options import GatewayOptions
 from exodus.gateway.orders import Orders
 from exodus.gateway.redirect import RedirectControl, kind_of
 from exodus.gateway.relay import Connection, LegProtocol, Refusal, Turns
 from exodus.gateway.route_changes import RouteChanges
 from exodus.gateway.route_following import RouteFollower
-from exodus.gateway.session import Session, Unanswered
+from exodus.gateway.sentinel_face import SentinelFace
+from exodus.gateway.session import Dialect, Session, Unanswered
 from exodus.gateway.settlement import Settlement
 from exodus.gateway.shadow_stream import ShadowStream
 from exodus.gateway.side_clients import SideClients
@@ -49,11 +54,12 @@ from exodus.gateway.tables import Tables
 from exodus.gateway.tls import TlsContexts
 from exodus.gateway.undescribed import UndescribedCommands
 from exodus.net.masters import standing
-from exodus.plan.address import Address
+from exodus.plan.address import Address, Cluster
 from exodus.plan.bounds import (
     HUB_DRAIN_LOOK_S,
     HUB_FLUSH_S,
     LISTENERS_BACKLOG_MAX,
+    MOVE_SECONDS_MAX,
     STRANGERS_SHARE,
 )
 from exodus.plan.plan import Plan
@@ -87,6 +93,7 @@ class Gateway:
         self.room_why = ""  # why the expected connections do not fit
         self.draining = False
         self.status_port = 0
+        self.face: SentinelFace | None = None
         self._stopping = asyncio.Event()
         self._begin_journal()
         self._reach_sides(tables)
@@ -130,6 +137,15 @@ class Gateway:
             self.store,
             self._failed_over,
             lambda _: self.settlement.tend_now(),
+            self._looked,
+        )
+        self.nodes = NodeListeners(
+            plan,
+            self.store,
+            tls=self.tls_contexts.listener is not None,
+            changed=self._listeners_changed,
+            look_now=self.topology.look_now,
+            advertise=self.options.advertise,
         )
         self._logins = Logins(plan.logins) if plan.logins else None
         self._rehearsal_logins = self._logins_of_rehearsals()
@@ -176,7 +192,7 @@ class Gateway:
             windows=Windows(self.telemetry),
             log_pending=self._log_pending,
         )
-        self._last_route = LastRoute(options.state_dir)
+        self._last_route = LastRoute(options.state_dir, lambda: self.nodes.maps)
         self.settlement = Settlement(store, plan, self.tasks, self.groups.main, options.settle)
         self.route_follower = RouteFollower(
             self,
@@ -203,8 +219,25 @@ class Gateway:
     def orders_for(self, name: bytes) -> Orders:
         return self.groups.orders_for(name)
 
-    def address(self, side: Side) -> Address:
-        return standing(self.plan.address(side))
+    def address(self, side: Side, listener: int) -> Address:
+        place = self.plan.address(side)
+        if isinstance(place, Cluster):
+            return self.nodes.address(side, listener)
+        return standing(place)
+
+    def dialect(self, side: Side) -> Dialect:
+        if isinstance(self.plan.address(side), Cluster):
+            return Dialect.CLUSTER
+        return Dialect.PLAIN if self.plan.gateway.facade is None else Dialect.FACADE
+
+    def told_error(self, connection: Connection, head: bytes) -> bytes:
+        return self.nodes.told_error(connection, head)
+
+    def as_cluster(self, connection: Connection, args: list[bytes], protocol: int) -> bytes:
+        return self.nodes.as_cluster(connection, args, protocol)
+
+    def told_reply(self, connection: Connection, word: bytes, frame: bytes) -> bytes:
+        return self.nodes.told_reply(connection, word, frame)
 
     def tls(self, side: Side) -> ssl.SSLContext | None:
         return self.tls_contexts.side(side)
@@ -231,8 +264,8 @@ class Gateway:
     ) -> None:
         self.canary.ask(session, read, request, protocol)
 
-    def unblock(self, side: Side, client_id: int) -> None:
-        self.tasks.spawn(self._clients.unblock(side, client_id))
+    def unblock(self, side: Side, address: Address | None, client_id: int) -> None:
+        self.tasks.spawn(self._clients.unblock(side, address, client_id))
 
     def settled(self) -> None:
         self.holds.settled.set()
@@ -250,11 +283,34 @@ class Gateway:
         leg = self.lost_legs.add(left)
         self.tasks.spawn(self.lost_legs.mark_again(side, address, local_address, leg))
 
-    def spare_leg(self, side: Side) -> LegProtocol | None:
-        return self.spare_legs.take(side)
+    def spare_leg(self, side: Side, listener: int) -> LegProtocol | None:
+        return self.spare_legs.take(side, listener)
+
+    def _looked(self, side: Side) -> None:
+        self.nodes.looked(side)
+
+    def _listeners_changed(self, side: Side) -> None:
+        """Move the sessions of a side whose listeners stand for other nodes now.
+
+        What a client sends from here on waits for the new leg: the old node would answer by a
+        MOVED that names the same listener.
+        """
+        for connection in list(self.connections):
+            if connection.side is side and misplaced(self, connection):
+                connection.session.freeze()
+                self.tasks.spawn(move_within(self, connection, within_s=MOVE_SECONDS_MAX))
+        self.route_follower.remember()
 
     def _failed_over(self, side: Side) -> None:
-        """End the legs to the server that was the master of a side, as its own failover does."""
+        """End the legs to the server that was the master of a side, as its own failover does.
+
+        A cluster ends none: sessions follow their listeners.
+        """
+        if isinstance(self.plan.address(side), Cluster):
+            log.warning("failover of the %s", side)
+            self.settlement.tend_now()
+            self.heartbeats.now.set()
+            return
         ended = 0
         for connection in list(self.connections):
             if connection.side is side and connection.leg is not None:
@@ -300,10 +356,24 @@ class Gateway:
 
     async def run(self, route: Route, ready: asyncio.Event | None = None) -> None:
         """Serve until SIGTERM or `stop`."""
+        await self.nodes.begin(self._last_route.listener_maps())
         await self.route_follower.apply(route)
         options = self.options
         sockets = [inherited(fd) for fd in options.listen_fds]
-        sockets = sockets or listen(options.listen_host, options.listen_port, 1)
+        sockets = sockets or listen_all(
+            options.listen_host, options.listen_port, self.plan.listener_count, 1
+        )
+        try:
+            self.face = await open_face(
+                self.plan,
+                options,
+                0 if options.listen_host.startswith("unix:") else sockets[0].getsockname()[1],
+                lambda: self.route_follower.route,
+            )
+        except ExodusError:
+            for each in sockets:
+                each.close()
+            raise
         listeners = [await self._listener(each) for each in sockets]
         status = StatusServer(options.status_host, options.status_port, self.metrics, self.health)
         log.info(
@@ -321,9 +391,13 @@ class Gateway:
             self.shadow_stream.publish,
             self.probe.run,
             self.topology.run,
+            self.nodes.run,
             lambda: reporting.log_states(self),
         ):
             self.tasks.keep_running(work)
+        if self.face is not None:
+            log.info("it answers like a Sentinel on port %d", self.face.port)
+            self.tasks.keep_running(self.face.publish_changes)
         if ready is not None:
             ready.set()
         try:
@@ -332,6 +406,8 @@ class Gateway:
             self.draining = True
             for listener in listeners:
                 listener.close()
+            if self.face is not None:
+                self.face.close()
             await self._end(status)
             if not options.listen_fds:
                 unlink(options.listen_host)
@@ -341,14 +417,18 @@ class Gateway:
         unix = sock.family is socket.AF_UNIX
         serve = loop.create_unix_server if unix else loop.create_server
         tls = self.tls_contexts.listener
-        return await serve(self._accept, sock=sock, ssl=tls, backlog=LISTENERS_BACKLOG_MAX)
+        number = 0
+        if self.plan.listener_count > 1:
+            number = int(sock.getsockname()[1]) - self.options.listen_port
+        accept = partial(self._accept, number)
+        return await serve(accept, sock=sock, ssl=tls, backlog=LISTENERS_BACKLOG_MAX)
 
-    def _accept(self) -> asyncio.Protocol:
+    def _accept(self, listener: int) -> asyncio.Protocol:
         self.connections_ever += 1
         if self.refuses:
             self.refused += 1
             return Refusal()
-        return cast("asyncio.Protocol", Connection(self))
+        return cast("asyncio.Protocol", Connection(self, listener))
 
     def stop(self) -> None:
         """End in order."""

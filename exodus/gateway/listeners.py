@@ -20,6 +20,7 @@ from pathlib import Path
 from exodus.plan.bounds import (
     LISTENERS_ASK_S,
     LISTENERS_BACKLOG_MAX,
+    LISTENERS_FDS_AT_ONCE,
     LISTENERS_FDS_MAX,
     LISTENERS_TAKEOVER_S,
 )
@@ -49,6 +50,23 @@ def listen(host: str, port: int, count: int) -> list[socket.socket]:
             port = sock.getsockname()[1]  # for port 0 the kernel chose one, which all share
             sock.listen(LISTENERS_BACKLOG_MAX)
             sock.setblocking(False)
+    except OSError:
+        for sock in found:
+            sock.close()
+        raise
+    return found
+
+
+def listen_all(host: str, port: int, listeners: int, count: int) -> list[socket.socket]:
+    """Return `count` sockets for each of some listeners, which have ports from `port` on.
+
+    Raises:
+        OSError: as `listen`.
+    """
+    found: list[socket.socket] = []
+    try:
+        for number in range(listeners):
+            found += listen(host, port + number, count)
     except OSError:
         for sock in found:
             sock.close()
@@ -109,7 +127,10 @@ class Offer:
             with peer:
                 peer.settimeout(LISTENERS_TAKEOVER_S)
                 try:
-                    socket.send_fds(peer, [b"fds"], [sock.fileno() for sock in self._sockets])
+                    fds = [sock.fileno() for sock in self._sockets]
+                    for at in range(0, len(fds), LISTENERS_FDS_AT_ONCE):
+                        more = b"+" if at + LISTENERS_FDS_AT_ONCE < len(fds) else b"."
+                        socket.send_fds(peer, [more], fds[at : at + LISTENERS_FDS_AT_ONCE])
                     if peer.recv(16) == _TAKEN:
                         self.taken.set()
                 except OSError as exc:
@@ -141,7 +162,11 @@ def take_over(path: Path) -> Takeover | None:
     peer.settimeout(LISTENERS_ASK_S)
     try:
         peer.connect(str(path))
-        _, fds, _, _ = socket.recv_fds(peer, 16, LISTENERS_FDS_MAX)
+        fds: list[int] = []
+        more = b"+"
+        while more == b"+" and len(fds) < LISTENERS_FDS_MAX:
+            more, found, _, _ = socket.recv_fds(peer, 1, LISTENERS_FDS_AT_ONCE)
+            fds += found
     except OSError:
         peer.close()
         return None

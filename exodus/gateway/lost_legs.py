@@ -71,8 +71,8 @@ class LostLegs:
     async def _end_on_server(self, side: Side, address: Address | None, local_address: str) -> None:
         while True:
             try:
-                client = self._clients.client(side)
-                if address is not None and address.place != self._clients.place(side):
+                client = self._clients.server(side, address)
+                if client is None:
                     return  # after a failover: what it still executes, the new master does not have
                 await answered(client.execute_command("CLIENT", "KILL", "ADDR", local_address))
                 await answered(client.ping())

@@ -99,6 +99,20 @@ async def log_store_settings(store: ControlStore) -> None:
         log.warning("the control store does not tell its settings: %s", exc)
 
 
+def _check_ports(plan: Plan, options: GatewayOptions) -> None:
+    """Check that each listener can have a port of its own.
+
+    Raises:
+        OperatorError: there is a Unix socket, or a port that the kernel chooses, for several.
+    """
+    if plan.listener_count > 1 and not options.listen_port:
+        raise OperatorError(
+            f"{plan.listener_count} listeners need ports of their own",
+            why="a side is a cluster, whose clients are told a port for each node",
+            next_step="--listen HOST:PORT with the port of the first listener",
+        )
+
+
 async def serve(store: ControlStore, options: GatewayOptions) -> None:
     """Run `exodus gateway` until it is stopped.
 
@@ -108,10 +122,12 @@ async def serve(store: ControlStore, options: GatewayOptions) -> None:
     plan, route = await start_state(store, options.state_dir)
     if not plan.has_gateways:
         raise OperatorError(
-            "a side of this migration is a cluster",
-            why="the gateway does not speak the cluster protocol yet",
-            next_step="start a syncer only (exodus syncer); docs/operating/cluster.md",
+            "no gateway is used in this migration",
+            why="a side is a cluster, and the plan says cutover: own",
+            next_step="start a syncer only (exodus syncer), or set cutover: gateway; "
+            "docs/operating/cluster.md",
         )
+    _check_ports(plan, options)
     check_pinned(options.pinned, plan)
     await TopologyWatch(plan.acting(UserRole.GATEWAY), store).begin()
     check_certificates(plan, options.client_ca_file, lend=options.lend_certificate)

@@ -34,6 +34,8 @@ cdef class Connection:
     cdef public Orders orders
     cdef public Session session
     cdef public LegProtocol leg
+    cdef public int listener
+    cdef public object moving
     cdef public Turns turns
     cdef public bint client_gone
     cdef public str host

@@ -21,6 +21,7 @@ from exodus.gateway.canary_reads import CanaryRead
 from exodus.gateway.logins import Logins
 from exodus.gateway.orders import Orders
 from exodus.gateway.session.effects import Unanswered
+from exodus.gateway.session.leg import Dialect
 from exodus.gateway.session.machine import Session
 from exodus.net.connect import open_protocol
 from exodus.plan.address import Address
@@ -52,12 +53,22 @@ class Hub(Protocol):
     def orders_for(self, name: bytes) -> Orders:
         """Return the orders for a client name: a rehearsal's sessions follow their own."""
 
-    def address(self, side: Side) -> Address:
-        """Return the address of a side: of its master of now.
+    def address(self, side: Side, listener: int) -> Address:
+        """Return the address to which sessions of a listener connect: of a side's master of now, or
+        of the cluster's node for which the listener stands.
 
         Raises:
             OSError: no master is known.
         """
+
+    def dialect(self, side: Side) -> Dialect:
+        """Return what a side's servers say that a session must read."""
+
+    def told_error(self, connection: Connection, head: bytes) -> bytes:
+        """See `Outlet.told_error`."""
+
+    def told_reply(self, connection: Connection, word: bytes, frame: bytes) -> bytes:
+        """See `Outlet.told_reply`."""
 
     def tls(self, side: Side) -> ssl.SSLContext | None:
         """Return the TLS context towards a side; None: no TLS."""
@@ -85,8 +96,11 @@ class Hub(Protocol):
     ) -> None:
         """See `Outlet.ask_follower`."""
 
-    def unblock(self, side: Side, client_id: int) -> None:
-        """See `Outlet.unblock`."""
+    def as_cluster(self, connection: Connection, args: list[bytes], protocol: int) -> bytes:
+        """See `Outlet.as_cluster`."""
+
+    def unblock(self, side: Side, address: Address | None, client_id: int) -> None:
+        """See `Outlet.unblock`; `address` is that of the leg's server."""
 
     def settled(self) -> None:
         """See `Outlet.settled`."""
@@ -98,8 +112,8 @@ class Hub(Protocol):
         the authority any more.
         """
 
-    def spare_leg(self, side: Side) -> LegProtocol | None:
-        """Return a leg to a side that was made beforehand, or None."""
+    def spare_leg(self, side: Side, listener: int) -> LegProtocol | None:
+        """Return a leg that was made beforehand for a session of a listener, or None."""
 
     def closed(self, why: str) -> None:
         """Count a session that the gateway itself ended."""
@@ -228,8 +242,10 @@ class Connection:
     An `asyncio.Protocol` in all but name, like `LegProtocol`.
     """
 
-    def __init__(self, hub: Hub) -> None:
+    def __init__(self, hub: Hub, listener: int = 0) -> None:
         self.hub = hub
+        self.listener = listener  # by which the client came
+        self.moving: asyncio.Event | None = None  # set when a move of this session is over
         self.orders = hub.orders_for(b"")
         self.session = Session(self, self.orders)
         self.side = self.orders.authority
@@ -271,8 +287,8 @@ class Connection:
         while True:
             side = self.orders.authority
             try:
-                leg = await open_leg(self.hub, side, owner=self)
-                stands = leg.address == self.hub.address(side)
+                leg = await open_leg(self.hub, side, self.listener, owner=self)
+                stands = leg.address == self.hub.address(side, self.listener)
             except (OSError, TimeoutError) as exc:
                 # As with a server that is down: the client's connection ends.
                 log.debug("no leg to the %s: %s", side, exc)
@@ -288,7 +304,8 @@ class Connection:
         if self.client_gone:
             self.drop_leg()
             return
-        self.session.log_in(self.hub.logins(side, self.orders), monotonic())
+        logins = self.hub.logins(side, self.orders)
+        self.session.log_in(logins, monotonic(), self.hub.dialect(side))
         early, self._early = self._early, []
         if early:
             self.data_received(b"".join(early))
@@ -537,7 +554,17 @@ class Connection:
         self._resume()
 
     def unblock(self, client_id: int) -> None:
-        self.hub.unblock(self.side, client_id)
+        address = self.leg.address if self.leg is not None else None
+        self.hub.unblock(self.side, address, client_id)
+
+    def told_error(self, head: bytes) -> bytes:
+        return self.hub.told_error(self, head)
+
+    def as_cluster(self, args: list[bytes], protocol: int) -> bytes:
+        return self.hub.as_cluster(self, args, protocol)
+
+    def told_reply(self, word: bytes, frame: bytes) -> bytes:
+        return self.hub.told_reply(self, word, frame)
 
     def settled(self) -> None:
         if self.may_be_idle is not None:
@@ -561,13 +588,13 @@ class Connection:
         self.drop_leg()
 
 
-async def open_leg(hub: Hub, side: Side, *, owner: Connection | None) -> LegProtocol:
-    """Connect to a side.
+async def open_leg(hub: Hub, side: Side, listener: int, *, owner: Connection | None) -> LegProtocol:
+    """Connect to a side, for a session of a listener.
 
     Raises:
         OSError, TimeoutError: it does not take the connection.
     """
     leg = LegProtocol(owner)
-    leg.address = hub.address(side)
+    leg.address = hub.address(side, listener)
     await open_protocol(leg.address, hub.tls(side), lambda: cast("asyncio.Protocol", leg))
     return leg

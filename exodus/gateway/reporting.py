@@ -46,7 +46,7 @@ def heartbeat(gateway: Gateway, at_ms: int) -> GatewayHeartbeat:
         at_ms=at_ms,
         epoch=gateway.route_follower.applied,
         state=_state(gateway),
-        why=gateway.store_state.why_away or gateway.topology.why,
+        why=gateway.store_state.why_away or gateway.topology.why or gateway.nodes.why,
         facts=GatewayFacts(
             authority=str(main.orders.authority),
             connections=len(gateway.connections),
@@ -73,6 +73,8 @@ def heartbeat(gateway: Gateway, at_ms: int) -> GatewayHeartbeat:
             shadow_dropped=gateway.shadow_stream.dropped,
             shadow_left_out=_left_out(main.orders),
             task_failures=gateway.tasks.failures,
+            listeners=gateway.nodes.versions,
+            nodes_without_listener=sum(gateway.nodes.missing.values()),
         ),
     )
 
@@ -148,6 +150,8 @@ def metrics(gateway: Gateway) -> Iterable[Sample]:
     yield from _journal_metrics(gateway)
     yield from _canary_metrics(gateway)
     yield from _redirect_metrics(gateway)
+    yield from _face_metrics(gateway)
+    yield from _node_metrics(gateway)
     for name, count in _names(gateway.connections).items():
         yield (
             "exodus_gateway_named_connections",
@@ -206,6 +210,31 @@ def _process_metrics(gateway: Gateway) -> Iterable[Sample]:
             "sessions that could not be carried over",
             {"why": why},
             count,
+        )
+
+
+def _node_metrics(gateway: Gateway) -> Iterable[Sample]:
+    nodes = gateway.nodes
+    for kind, count in nodes.redirects.items():
+        yield (
+            "exodus_gateway_cluster_redirects_total",
+            "redirects of a cluster's nodes that clients were given",
+            {"kind": kind},
+            count,
+        )
+    for why, count in nodes.untold.items():
+        yield (
+            "exodus_gateway_untold_nodes_total",
+            "replies in which a node of a cluster could not be named",
+            {"why": why},
+            count,
+        )
+    for side, missing in nodes.missing.items():
+        yield (
+            "exodus_gateway_nodes_without_listener",
+            "nodes of a cluster for which no listener is left",
+            {"side": str(side)},
+            missing,
         )
 
 
@@ -285,6 +314,21 @@ def _redirect_metrics(gateway: Gateway) -> Iterable[Sample]:
         {},
         gateway.refused,
     )
+
+
+def _face_metrics(gateway: Gateway) -> Iterable[Sample]:
+    face = gateway.face
+    if face is None:
+        return
+    figures = [
+        ("sentinel_clients", "connections to the Sentinel face", len(face.clients)),
+        ("sentinel_questions_total", "requests that the Sentinel face answered", face.questions),
+        ("sentinel_refused_total", "its clients that were too many", face.refused),
+        ("sentinel_ended_total", "its clients ended for what they sent or left unread", face.ended),
+        ("sentinel_delayed_total", "times that its clients waited, asking too often", face.delayed),
+    ]
+    for name, meaning, value in figures:
+        yield f"exodus_gateway_{name}", meaning, {}, value
 
 
 def health(gateway: Gateway) -> tuple[bool, str]:

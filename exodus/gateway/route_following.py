@@ -181,7 +181,8 @@ class RouteFollower:
 
     def remember(self) -> None:
         """Keep plan, route and masters on disk as they are now."""
-        self._remember(self.route)
+        if self.applied >= 0:
+            self._remember(self.route)
 
     def _remember(self, route: Route) -> None:
         if route.epoch == self.applied and not self._stopping.is_set():

@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from exodus.errors import OperatorError
-from exodus.gateway.listeners import Offer, Takeover, listen, take_over, unlink
+from exodus.gateway.listeners import Offer, Takeover, listen, listen_all, take_over, unlink
 from exodus.plan.bounds import (
     SUPERVISOR_KILL_AFTER_S,
     SUPERVISOR_POLL_S,
@@ -101,6 +101,7 @@ class Supervisor:
         state_dir: Path,
         host: str,
         port: int,
+        listeners: int = 1,
         drain_s: float,
         command: Callable[[str, Path, list[int]], Sequence[str]],
     ) -> None:
@@ -117,8 +118,12 @@ class Supervisor:
             self._sockets = (
                 self._takeover.sockets
                 if self._takeover is not None
-                else listen(host, port, workers)
+                else listen_all(host, port, listeners, workers)
             )
+            there = {sock.getsockname()[1] for sock in self._sockets if listeners > 1}
+            for number in range(listeners if there else 0):  # the plan may name more by now
+                if port + number not in there:
+                    self._sockets += listen(host, port + number, workers)
         except OSError as exc:
             raise OperatorError(
                 f"cannot listen on {host}:{port}",

@@ -37,6 +37,7 @@ _READ = frozenset(
         Role.SCRIPTS,
         Role.WATCH,
         Role.UNWATCH,
+        Role.CLUSTER,
     }
 )
 

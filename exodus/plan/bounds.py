@@ -302,6 +302,9 @@ CANARY_FOLLOW_S = 10.0
 SWITCH_OUTCOME_S = 15.0  # how long the store is asked whether a change of the route was made
 SWITCH_RETRY_S = 0.1
 
+# exodus/cutover/listeners_check.py
+SWITCH_LISTENERS_S = 5.0  # for every gateway to use the published map of listeners
+
 # exodus/cutover/fence.py
 # After which a fence that shut Exodus out goes up again, where the switch back that let it in is
 # gone
@@ -309,6 +312,7 @@ FENCE_LET_IN_S = 15
 REPLICAS_HAVE_S = 0.5  # for a replica of the new side to have all that was copied
 FENCE_REPLICA_S = 1.0  # for the guard to come to a replica
 FENCE_POLL_S = 0.005
+FENCE_NODE_S = 2.0  # for a node of a cluster to answer one request of a fence
 
 # exodus/cutover/forced_rollback.py
 FORCED_ROLLBACK_TRIES = 3
@@ -377,6 +381,14 @@ STREAM_ACK_S = 1.0
 STREAM_FIRST_ACK_S = 0.1  # the stream begins only after an ACK that finds us online
 STREAM_HEARD_S = 20.0  # a stream begins after repl-diskless-sync-delay, 5 s by default
 
+# exodus/gateway/sentinel_face.py
+SENTINEL_FACE_CLIENTS_MAX = 2_000  # connections to one process
+SENTINEL_FACE_PER_S_MAX = 1_000  # requests that one process answers; what is beyond waits
+SENTINEL_FACE_REQUEST_BYTES_MAX = 4_096  # of an unfinished request
+SENTINEL_FACE_UNREAD_BYTES_MAX = 256 * 1024  # of replies that a client does not read
+SENTINEL_FACE_ARGS_MAX = 64  # of a request; also subscriptions of a client
+SENTINEL_FACE_LOOK_S = 0.5  # between two looks whether another master is to be published
+
 # exodus/gateway/authority_probe.py
 AUTHORITY_PROBE_S = 2.0  # between two questions to the authority, and how long one may take
 AUTHORITY_PROBE_PINGS = 50  # of each side, where Test asks how far they are
@@ -419,7 +431,10 @@ JOURNALER_ROTATE_BYTES = 64 * 1024  # a smaller segment is not rotated
 # exodus/gateway/listeners.py
 # Connections that wait to be accepted. The kernel caps the number at net.core.somaxconn.
 LISTENERS_BACKLOG_MAX = 4096
-LISTENERS_FDS_MAX = 64  # sockets that a predecessor can hand over
+LISTENERS_FDS_MAX = 2_048  # sockets that a predecessor can hand over
+LISTENERS_FDS_AT_ONCE = 200  # of them in one message: the kernel takes 253
+LISTENERS_MAX = 64  # nodes of a cluster that one gateway stands for
+PORT_MAX = 65_535
 LISTENERS_TAKEOVER_S = 30  # a successor may take so long
 LISTENERS_ASK_S = 5  # to ask a predecessor
 

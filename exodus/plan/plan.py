@@ -325,21 +325,36 @@ class Plan(Options):
         clusters = [side for side in Side if isinstance(self.address(side), Cluster)]
         if not clusters:
             return self
+        if len(clusters) == len(Side) and self.gateway.facade is not None:
+            raise ValueError(
+                "gateway.facade with source.cluster and target.cluster: both sides are clusters; "
+                "leave gateway.facade away"
+            )
         named = f"{clusters[0]}.cluster"
         if self.strategy is not CopyStrategy.KEYS:
             raise ValueError(
                 f"strategy: {self.strategy} with {named}: a cluster is copied key by key; set "
                 "strategy: keys"
             )
-        if self.cutover is not Cutover.OWN:
+        if (
+            self.cutover is Cutover.GATEWAY
+            and len(clusters) < len(Side)
+            and self.gateway.facade is None
+        ):
             raise ValueError(
-                f"cutover: {self.cutover} with {named}: the gateway does not speak the cluster "
-                "protocol yet; set cutover: own and move the applications by means of your own"
+                f"cutover: gateway with {named}, and one server on the other side: one client has "
+                "to speak to both; give the applications a cluster client and set gateway.facade: "
+                "cluster, or set cutover: own"
+            )
+        if self.canary.steps:
+            raise ValueError(
+                f"canary.steps with {named}: canary reads go to one server, and a cluster has "
+                "several; leave canary away"
             )
         if self.feed is Feed.GATEWAY:
             raise ValueError(
-                f"feed: gateway with {named}: no application of a cluster passes a gateway; set "
-                "feed: auto, replication, tracking or notifications"
+                f"feed: gateway with {named}: that feed is proved by a write through a gateway to "
+                "one server; set feed: auto, replication, tracking or notifications"
             )
         return self
 
@@ -378,8 +393,19 @@ class Plan(Options):
 
     @property
     def has_gateways(self) -> bool:
-        """Return whether applications pass gateways: those of a cluster cannot."""
+        """Return whether applications pass gateways."""
+        return self.watches_traffic or self.cutover is Cutover.GATEWAY
+
+    @property
+    def watches_traffic(self) -> bool:
+        """Return whether the phases before Migrate can be run: they read traffic for one server."""
         return not any(isinstance(self.address(side), Cluster) for side in Side)
+
+    @property
+    def listener_count(self) -> int:
+        """Return how many listeners a gateway has: one, or one a node of a cluster."""
+        clusters = any(isinstance(self.address(side), Cluster) for side in Side)
+        return self.gateway.listeners if clusters else 1
 
     def address(self, side: Side) -> Place:
         """Return the address of one side."""
@@ -413,4 +439,5 @@ class Plan(Options):
             if login is not None
             else {}
         )
-        return Address(**self.gateway.model_dump(), **more)
+        gateway = self.gateway.model_dump(include=set(Address.model_fields))
+        return Address(**gateway, **more)

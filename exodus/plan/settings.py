@@ -8,7 +8,8 @@ from typing import Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from exodus.plan.address import Credentials, Tls, read_secret
-from exodus.plan.vocabulary import FenceKind, Side, UserRole, WorkersKind
+from exodus.plan.bounds import LISTENERS_MAX, PORT_MAX
+from exodus.plan.vocabulary import ClusterReplicas, Facade, FenceKind, Side, UserRole, WorkersKind
 
 
 class RoleUser(BaseModel):
@@ -186,7 +187,43 @@ class Listen(Tls):
     """
 
     host: str = Field(default="127.0.0.1", description="host name or IP address")
-    port: int = Field(default=6400, ge=0, le=65535, description="TCP port")
+    port: int = Field(
+        default=6400, ge=0, le=65535, description="TCP port; of a cluster's first listener"
+    )
+    listeners: int = Field(
+        default=16,
+        ge=1,
+        le=LISTENERS_MAX,
+        description="for a cluster: how many listeners there are, on the ports from port on; one "
+        "stands for each node",
+    )
+    advertise: str | None = Field(
+        default=None,
+        min_length=1,
+        description="for a cluster: host that clients are told to connect to; null: the address "
+        "at which they reached the gateway",
+    )
+    replicas: ClusterReplicas = Field(
+        default=ClusterReplicas.HIDDEN,
+        description="for a cluster: hidden: clients are told of masters only; listed: replicas "
+        "have listeners, too",
+    )
+
+    facade: Facade | None = Field(
+        default=None,
+        description="cluster: a side that is no cluster looks to clients like one of a single "
+        "node; null: it does not",
+    )
+
+    @model_validator(mode="after")
+    def _has_ports(self) -> Self:
+        if self.port + self.listeners - 1 > PORT_MAX:
+            raise ValueError(
+                f"gateway.listeners: the last of {self.listeners} listeners from port "
+                f"{self.port} on would have port {self.port + self.listeners - 1}; choose a "
+                "lower gateway.port, or fewer listeners"
+            )
+        return self
 
     @model_validator(mode="after")
     def _needs_tls(self) -> Self:

@@ -83,6 +83,19 @@ class FenceKind(StrEnum):
     PROVIDER = "provider"  # a person closes the way, and says so
 
 
+class ClusterReplicas(StrEnum):
+    """Whether clients of a cluster are told of its replicas."""
+
+    HIDDEN = "hidden"
+    LISTED = "listed"
+
+
+class Facade(StrEnum):
+    """What a single server looks like to clients of the gateway."""
+
+    CLUSTER = "cluster"
+
+
 class Phase(StrEnum):
     """The seven phases, by the names of their flows and deployments."""
 

@@ -79,8 +79,11 @@ class TopologyWatch:
         store: ControlStore,
         changed: Callable[[Side], None] | None = None,
         appeared: Callable[[Side], None] | None = None,
+        looked: Callable[[Side], None] | None = None,
     ) -> None:
-        """`changed` hears of failovers, `appeared` of replicas that were not there before."""
+        """`changed` hears of failovers, `appeared` of replicas and nodes that were not there
+        before, `looked` of each look at a cluster.
+        """
         self._services = {
             side: place for side in Side if isinstance(place := plan.address(side), Service)
         }
@@ -90,6 +93,8 @@ class TopologyWatch:
         self._store = store
         self._changed = changed
         self._appeared = appeared
+        self._looked = looked
+        self._watches: dict[Side, ClusterWatch] = {}
         self._states = States(log)
 
     async def begin(self) -> None:
@@ -120,10 +125,10 @@ class TopologyWatch:
             asyncio.create_task(_ServiceWatch(side, service, self).run())
             for side, service in self._services.items()
         ]
-        watching += [
-            asyncio.create_task(ClusterWatch(side, cluster, self).run())
-            for side, cluster in self._clusters.items()
-        ]
+        self._watches = {
+            side: ClusterWatch(side, cluster, self) for side, cluster in self._clusters.items()
+        }
+        watching += [asyncio.create_task(each.run()) for each in self._watches.values()]
         try:
             await asyncio.gather(*watching)
             await asyncio.Event().wait()
@@ -184,8 +189,18 @@ class TopologyWatch:
         if self._changed is not None:
             self._changed(side)
 
+    def looked(self, side: Side) -> None:
+        """Tell the owner of a look at a cluster."""
+        if self._looked is not None:
+            self._looked(side)
+
+    def look_now(self, side: Side) -> None:
+        """Ask the nodes of a cluster at once."""
+        if side in self._watches:
+            self._watches[side].woken.set()
+
     def appeared(self, side: Side) -> None:
-        """Tell the owner of another replica."""
+        """Tell the owner of another replica, or of another node of a cluster."""
         if self._appeared is not None:
             self._appeared(side)
 

@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Awaitable, Sequence
 from typing import Protocol
 
+from exodus.cancellation import end_all, wait_at_most
 from exodus.commands.slots import Shard, View
 from exodus.control.topology import Failover, Topology
 from exodus.errors import OperatorError
@@ -34,6 +35,12 @@ class Owner(Protocol):
     def failed_over(self, side: Side) -> None:
         """Hear of a failover."""
 
+    def appeared(self, side: Side) -> None:
+        """Hear of a node that was not there before."""
+
+    def looked(self, side: Side) -> None:
+        """Hear of a look after which the shards are known."""
+
     def now_ms(self) -> Awaitable[int | None]:
         """Return the store's time; None while the store is away."""
 
@@ -53,7 +60,10 @@ class ClusterWatch:
         self._seen: View | None = None
         self._noted: tuple[str, int] | None = None
         self._sights: dict[str, deque[Sight]] = {}  # by node
+        self._nodes: set[str] = set()
         self._failovers: list[tuple[float, Failover]] = []  # that the store has not taken yet
+        self._noting: asyncio.Task[None] | None = None
+        self.woken = asyncio.Event()  # set to look at once
 
     async def run(self) -> None:
         """Watch until cancelled."""
@@ -63,9 +73,11 @@ class ClusterWatch:
             async with NodeLookout(self._cluster) as lookout:
                 while True:
                     await self.look(lookout)
-                    await asyncio.sleep(TOPOLOGY_LOOK_S)
+                    await wait_at_most(self.woken, TOPOLOGY_LOOK_S)
+                    self.woken.clear()
         finally:
             state.watches -= 1
+            await end_all([self._noting])
 
     async def look(self, lookout: NodeLookout) -> None:
         """Look once, and tell what is new."""
@@ -78,19 +90,32 @@ class ClusterWatch:
         view = state.view
         if view is None:
             return
+        self._owner.looked(self._side)
         before, self._seen = self._seen, view
         if before is not None and before is not view:
             found = [each for shard in view.shards if (each := self._failover(before, shard))]
             self._failovers += [(time.monotonic(), each) for each in found]
             if found:
                 self._owner.failed_over(self._side)
+        nodes = {name for shard in view.shards for name in (shard.master, *shard.replicas)}
+        if not nodes <= self._nodes:
+            self._owner.appeared(self._side)
+        self._nodes = nodes
         for master in view.masters:
             if (report := self._report(master)) is not None:
                 kept = self._sights.setdefault(master, deque(maxlen=TOPOLOGY_SIGHTS_KEPT))
                 kept.append(Sight(time.monotonic(), report.replid, report.offset))
-        now = (view.text, view.epoch)
-        if self._noted != now and await self._note(view):
-            self._noted, self._failovers = now, []
+        if self._noting is not None and self._noting.done():
+            self._noting.result()  # a bug in it ends this watch, and is logged
+        # Beside the looks: a store that does not answer must not delay the next one.
+        if self._noted != (view.text, view.epoch) and (self._noting is None or self._noting.done()):
+            self._noting = asyncio.create_task(self._note_once(view))
+
+    async def _note_once(self, view: View) -> None:
+        told = list(self._failovers)
+        if await self._note(view, told):
+            self._noted = (view.text, view.epoch)
+            self._failovers = self._failovers[len(told) :]
 
     def _report(self, announced: str) -> RoleReport | None:
         reachable = self._cluster.server(announced).place
@@ -117,12 +142,12 @@ class ClusterWatch:
             lost_bytes_min=lost,
         )
 
-    async def _note(self, view: View) -> bool:
+    async def _note(self, view: View, told: Sequence[tuple[float, Failover]]) -> bool:
         at_ms = await self._owner.now_ms()
         if at_ms is None:
             return False
         failovers = []
-        for noticed, each in self._failovers:
+        for noticed, each in told:
             when_ms = at_ms - int((time.monotonic() - noticed) * 1000)
             window_ms = each.safe_until_ms
             safe_ms = None if window_ms is None else when_ms + window_ms

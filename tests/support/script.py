@@ -62,6 +62,16 @@ class Recorder:
     def unblock(self, client_id: int) -> None:
         self.calls.append(("unblock", client_id))
 
+    def told_error(self, head: bytes) -> bytes:
+        kind, slot, _ = head.split(b" ")
+        return b"%b %b gateway:7001" % (kind, slot)
+
+    def told_reply(self, word: bytes, frame: bytes) -> bytes:
+        return b"$%d\r\n%b\r\n" % (len(word), word)
+
+    def as_cluster(self, args: list[bytes], protocol: int) -> bytes:
+        return b"+%b of %d\r\n" % (b" ".join(args), protocol)
+
     def settled(self) -> None:
         # One call wakes a waiter as well as two
         if not self.calls or self.calls[-1] != ("settled",):

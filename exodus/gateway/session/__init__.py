@@ -15,8 +15,9 @@ files; tests/unit/exodus/test_compiled.py compares the two.
 """
 
 from exodus.gateway.session.effects import Unanswered
+from exodus.gateway.session.leg import Dialect
 from exodus.gateway.session.machine import Session
 from exodus.gateway.session.outlet import Outlet
 from exodus.gateway.session.replay import Stage
 
-__all__ = ["Outlet", "Session", "Stage", "Unanswered"]
+__all__ = ["Dialect", "Outlet", "Session", "Stage", "Unanswered"]

@@ -15,6 +15,7 @@ from exodus.control.effects import barrier_of, keys_elsewhere
 from exodus.control.gap_reasons import LONG_KEY, REPLACED, SCRIPTS, UNMATCHED
 from exodus.gateway.canary_reads import CanaryRead, chosen
 from exodus.gateway.cursors import server_cursor
+from exodus.gateway.facade import answers
 from exodus.gateway.session.parts import (
     CLIENT_ID,
     LOGIN,
@@ -25,6 +26,7 @@ from exodus.gateway.session.parts import (
 )
 from exodus.gateway.session.pending import Pending
 from exodus.gateway.session.transaction import QueuedEffect, Transaction
+from exodus.gateway.topology_replies import NAMES_NODES
 from exodus.plan.bounds import SHADOW_PAYLOAD_BYTES_MAX, TRANSACTION_BYTES_MAX
 from exodus.resp.encode import encode, null_array
 from exodus.resp.scanner import SKIPPED, Request
@@ -32,6 +34,7 @@ from exodus.resp.scanner import SKIPPED, Request
 _ASK_CLIENT_ID = encode("CLIENT", "ID")
 _REPLY_ON_REQUEST = encode("CLIENT", "REPLY", "ON")
 _REPLY_MODES = {b"ON": REPLY_ON, b"OFF": REPLY_OFF, b"SKIP": REPLY_SKIP}
+_PING = encode("PING")
 _MULTI, _TRANSACTION = encode("MULTI"), b"MULTI"
 TOO_LARGE = "larger than is compared"
 _SHADOW_BYTES_MAX = SHADOW_PAYLOAD_BYTES_MAX
@@ -238,11 +241,18 @@ class Admission:
             pending.elsewhere = keys_elsewhere(pending.command, args)
         elif role is Role.SCRIPT:
             self._describe_script(pending, args)
+        elif role is Role.CLUSTER:
+            pending.names = [] if skipped else args
+            pending.whole = self._names_nodes(args)
         elif role is Role.SCRIPTS:
             if len(args) == 3 and args[1].upper() == b"LOAD" and args[2] is not SKIPPED:
                 pending.text = args[2]
         elif role is Role.REPLACES and replaces_data(pending.command.name, args):
             pending.write, pending.unseen = True, REPLACED
+
+    def _names_nodes(self, args: list[bytes]) -> bool:
+        """Tell whether the reply names nodes of a cluster."""
+        return self.parts.leg.cluster and len(args) > 1 and args[1].upper() in NAMES_NODES
 
     def _describe_script(self, pending: Pending, args: list[bytes]) -> None:
         if pending.write:
@@ -292,6 +302,14 @@ class Admission:
         elif role in (Role.CLIENT, Role.AUTH, Role.HELLO):
             transaction.commands.append((place, pending))
             transaction.whole = True
+        elif role is Role.CLUSTER:
+            if pending.whole:
+                pending.whole = False  # the reply comes in that to EXEC
+                transaction.effects.append(QueuedEffect(place, role, word=pending.names[1]))
+                transaction.whole = True
+            elif len(pending.names) == 1:
+                transaction.commands.append((place, pending))
+                transaction.whole = True
         elif pending.barrier is not None:
             transaction.effects.append(QueuedEffect(place, role, barrier=pending.barrier))
         elif role is Role.MOVES_DB:
@@ -300,7 +318,7 @@ class Admission:
     def _predict(self, pending: Pending, args: list[bytes], raw: bytes, now: float) -> None:
         """Predict what a request does to the session, and rewrite it where that is necessary."""
         parts, role = self.parts, pending.command.role
-        state, predicted, logins = parts.state, parts.predicted, parts.leg.logins
+        state, predicted = parts.state, parts.predicted
         if role is Role.MULTI:
             if predicted.transaction is None and len(args) == 1:
                 pending.transaction = predicted.transaction = Transaction()
@@ -315,10 +333,7 @@ class Admission:
                 predicted.selects_in_flight += 1
                 predicted.db = pending.select
         elif role is Role.AUTH or role is Role.HELLO:
-            if role is Role.HELLO and len(args) > 1:
-                predicted.protocol = 0
-            if logins is not None and pending.names:
-                pending.rewritten = logins.translated(args)
+            self._predict_login(pending, args)
         elif role is Role.CLIENT:
             if pending.reply_mode > _ON:
                 # As long as the request itself, and refused where that would be refused.
@@ -328,6 +343,26 @@ class Admission:
             self._predict_block(pending, args, raw, now)
         elif role is Role.SCAN:
             self._translate_cursor(pending, args)
+        elif role is Role.CLUSTER:
+            self._answer_as_cluster(pending)
+
+    def _predict_login(self, pending: Pending, args: list[bytes]) -> None:
+        """Predict AUTH and HELLO, and translate their credentials for the leg's side."""
+        logins = self.parts.leg.logins
+        if pending.command.role is Role.HELLO and len(args) > 1:
+            self.parts.predicted.protocol = 0
+        if logins is not None and pending.names:
+            pending.rewritten = logins.translated(args)
+
+    def _answer_as_cluster(self, pending: Pending) -> None:
+        """Send a PING in place of what the gateway answers for a single server.
+
+        The reply to it says when the answer is due. It may be a refusal, for want of a login.
+        """
+        state = self.parts.state
+        subscribed = state.channels and state.protocol == 2  # then PING has another reply
+        if self.parts.leg.facade and pending.names and answers(pending.names) and not subscribed:
+            pending.rewritten, pending.substitute = _PING, b""
 
     def _predict_end(self, pending: Pending, args: list[bytes], raw: bytes) -> None:
         """Predict DISCARD and RESET, which end the open MULTI."""

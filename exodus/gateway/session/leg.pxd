@@ -5,7 +5,7 @@ cimport cython
 cdef class Leg:
     cdef public object logins, client_id
     cdef public Py_ssize_t tag
-    cdef public bint client_id_asked, logged_in, unblocking
+    cdef public bint client_id_asked, cluster, facade, logged_in, unblocking
 
 @cython.final
 cdef class UnreadTraffic:

@@ -2,13 +2,32 @@
 
 from __future__ import annotations
 
+from enum import IntEnum
+
 from exodus.gateway.logins import Logins
+
+
+class Dialect(IntEnum):
+    """What a side's servers say that a session must read."""
+
+    PLAIN = 0
+    FACADE = 2  # a single server, whose clients see a cluster of one node (facade.py)
+    CLUSTER = 1  # replies and errors name nodes; clients are told listeners in place of them
 
 
 class Leg:
     """The present leg. A move to the other side replaces the leg and keeps the session."""
 
-    __slots__ = ("client_id", "client_id_asked", "logged_in", "logins", "tag", "unblocking")
+    __slots__ = (
+        "client_id",
+        "client_id_asked",
+        "cluster",
+        "facade",
+        "logged_in",
+        "logins",
+        "tag",
+        "unblocking",
+    )
 
     def __init__(self, tag: int) -> None:
         self.logins: Logins | None = None  # translate the client's credentials for this side
@@ -16,6 +35,8 @@ class Leg:
         self.client_id: int | None = None  # asked for before the first blocking command
         self.client_id_asked = False
         self.logged_in = False  # the authority has executed a command of this session
+        self.cluster = False  # replies may name nodes; counts as an edit
+        self.facade = False  # requests of cluster clients are answered in place of the server
         self.unblocking = False  # CLIENT UNBLOCK was sent for the first pending request
 
 

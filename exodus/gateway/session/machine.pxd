@@ -19,6 +19,10 @@ cdef object _OFF
 cdef Py_ssize_t _SHADOW_BYTES_MAX, _STREAM_BYTES, _TRANSACTION_BYTES, _CURSOR_HEAD_BYTES
 cdef int _ON
 cdef bytes _NOTHING
+cdef int _ERROR
+cdef tuple _REDIRECTS
+
+cdef bint _may_redirect(bytes data) except -1
 
 @cython.final
 cdef class Session:
@@ -48,9 +52,11 @@ cdef class Session:
     cdef _keep(self, bytes data)
     @cython.locals(parts=SessionParts, buffer=ReplyBuffer, unread=UnreadTraffic, reply=Reply, marks=list)
     cpdef from_server(self, bytes data, double now)
-    @cython.locals(buffer=ReplyBuffer, reply=Reply, buffered=bytes, passed=list, at=Py_ssize_t, end=Py_ssize_t, frame=bytes, silent=bint, whole=bytes)
+    @cython.locals(buffer=ReplyBuffer, reply=Reply, found=list, buffered=bytes, passed=list, at=Py_ssize_t, end=Py_ssize_t, frame=bytes, silent=bint, whole=bytes, cluster=bint)
     cdef _edit(self, bytes data, double now, list marks)
-    @cython.locals(buffer=ReplyBuffer, head=Pending)
+    @cython.locals(buffer=ReplyBuffer, reply=Reply, scanner=ReplyScanner, end=Py_ssize_t, partial=Py_ssize_t)
+    cdef _relay(self, bytes buffered, list found, double now, list marks)
+    @cython.locals(buffer=ReplyBuffer, head=Pending, may_be_redirect=bint)
     cdef bytes _pass_in_part(self, bytes rest, list passed)
     @cython.locals(buffer=ReplyBuffer, head=Pending)
     cdef bint _may_pass_in_part(self, Py_ssize_t unfinished_bytes) except -1

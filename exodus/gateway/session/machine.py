@@ -29,6 +29,8 @@ the part about handovers.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from exodus.commands.semantics import Role
 from exodus.control.changes import Key
 from exodus.control.gap_reasons import UNREADABLE
@@ -36,11 +38,12 @@ from exodus.gateway.logins import Logins
 from exodus.gateway.orders import Orders
 from exodus.gateway.session.admission import TOO_LARGE, Admission
 from exodus.gateway.session.effects import Effects, Unanswered
+from exodus.gateway.session.leg import Dialect
 from exodus.gateway.session.matching import CONFIRMATIONS, OUT_OF_BAND, Matching
 from exodus.gateway.session.outlet import Outlet
 from exodus.gateway.session.parts import LOGIN, REPLY_ON, SessionParts
 from exodus.gateway.session.pending import Pending
-from exodus.gateway.session.replay import Stage, replay_stages
+from exodus.gateway.session.replay import Stage, leave_channels, replay_stages
 from exodus.gateway.session.waiting import WaitingReplies
 from exodus.plan.bounds import (
     HELD_BYTES_MAX,
@@ -61,7 +64,14 @@ _NOTHING = b""
 _ON = REPLY_ON
 _DISCARD = encode("DISCARD")
 _INVALIDATE_ALL = b">2\r\n$10\r\ninvalidate\r\n_\r\n"
+_ERROR = 0x2D
+_REDIRECTS = (b"MOVED ", b"ASK ")
 _CURSOR_HEAD_BYTES = 40  # of a reply to SCAN; they contain its cursor
+
+
+def _may_redirect(data: bytes) -> bool:
+    """Tell whether a MOVED or ASK may be in these bytes. A payload may hold the same words."""
+    return data.find(b"-MOVED ") >= 0 or data.find(b"-ASK ") >= 0
 
 
 class Session:
@@ -262,16 +272,22 @@ class Session:
 
     def _edit(self, data: bytes, now: float, marks: list[Key]) -> None:
         """Take replies one by one, since one of them may have to be changed or dropped."""
-        buffer = self.parts.replies
-        buffered = buffer.unsent + data
+        buffer, cluster = self.parts.replies, self.parts.leg.cluster
+        buffered = buffer.unsent + data if buffer.unsent else data
+        found = buffer.scanner.feed(data)
+        if cluster and buffer.edits == 1 and not _may_redirect(buffered):
+            self._relay(buffered, found, now, marks)
+            return
         at = 0
         passed: list[bytes] = []
-        for reply in buffer.scanner.feed(data):
+        for reply in found:
             end = at + reply.size - buffer.sent_bytes
             buffer.sent_bytes = 0
             frame = buffered[at:end]
             silent = buffer.silent or buffer.skip_next
             buffer.spoken = False
+            if cluster and reply.kind == _ERROR and reply.head.startswith(_REDIRECTS):
+                frame = b"-%b\r\n" % self.out.told_error(reply.head)
             frame = self.matching.answered(reply, now, marks, frame)
             if self.matching.unblocked is not None:
                 self._send_again(now)
@@ -287,10 +303,29 @@ class Session:
         if whole:
             self.out.to_client(whole)
 
+    def _relay(self, buffered: bytes, found: list[Reply], now: float, marks: list[Key]) -> None:
+        """Pass on replies of a node of a cluster, none of which is a redirect."""
+        buffer = self.parts.replies
+        scanner, end = buffer.scanner, len(buffered)
+        partial = 0 if scanner.broken is not None else scanner.partial_bytes
+        # An unfinished error may become a redirect. A part of another reply has gone out already.
+        if 0 < partial <= end and buffered[end - partial] == _ERROR:
+            end -= partial
+            buffer.unsent, buffer.sent_bytes = buffered[end:], 0
+        else:
+            buffer.unsent, buffer.sent_bytes = _NOTHING, partial
+        if end:
+            self.out.to_client(buffered if end == len(buffered) else buffered[:end])
+        for reply in found:
+            self.matching.answered(reply, now, marks, _NOTHING)
+
     def _pass_in_part(self, rest: bytes, passed: list[bytes]) -> bytes:
         """Pass on an unfinished reply if it may be; return what has to be kept of it."""
         buffer = self.parts.replies
         if not rest:
+            return rest
+        may_be_redirect = self.parts.leg.cluster and not buffer.sent_bytes and rest[:1] == b"-"
+        if may_be_redirect and buffer.scanner.broken is None:
             return rest
         if self._may_pass_in_part(len(rest)):
             head = self.pending.head
@@ -326,7 +361,7 @@ class Session:
         if head.cursor:
             return unfinished_bytes >= _CURSOR_HEAD_BYTES
         if head.whole:
-            if unfinished_bytes <= WHOLE_REPLY_BYTES_MAX:
+            if unfinished_bytes <= WHOLE_REPLY_BYTES_MAX or head.command.role is Role.CLUSTER:
                 return False
             head.whole = False
             buffer.edits -= 1
@@ -345,9 +380,10 @@ class Session:
 
     # ------------------------------------------------------------------ beginning and end
 
-    def log_in(self, logins: Logins | None, now: float) -> None:
-        """Begin on the first leg, whose side has these `logins`."""
+    def log_in(self, logins: Logins | None, now: float, dialect: Dialect = Dialect.PLAIN) -> None:
+        """Begin on the first leg, whose side has these `logins` and speaks this `dialect`."""
         parts = self.parts
+        parts.speak_to(dialect)
         parts.leg.logins = logins
         parts.leg.tag = parts.orders.tag
         if logins is not None and logins.default_login:
@@ -519,15 +555,22 @@ class Session:
         """Return the stages of a replay on a new leg (replay.py)."""
         return replay_stages(self.state, self.parts.predicted, logins)
 
+    def leave_channels(self, names: Sequence[bytes]) -> bytes:
+        """End subscriptions that the new leg's server refuses; return what the client is told."""
+        return leave_channels(self.state, names)
+
     def out_of_band(self, reply: Reply) -> bool:
         """Tell whether a reply during the replay is for the client: a message, an invalidation."""
         if reply.push:
             return reply.first not in CONFIRMATIONS
         return self.state.protocol == 2 and reply.first in OUT_OF_BAND
 
-    def adopt_leg(self, logins: Logins | None = None) -> None:
-        """Continue on a new leg, on which the state was replayed; `logins` are its side's."""
+    def adopt_leg(self, logins: Logins | None = None, dialect: Dialect = Dialect.PLAIN) -> None:
+        """Continue on a new leg, on which the state was replayed; `logins` and `dialect` are its
+        side's.
+        """
         state, leg = self.state, self.parts.leg
+        self.parts.speak_to(dialect)
         leg.logins = logins
         leg.tag = self.parts.orders.tag
         if state.tracking:

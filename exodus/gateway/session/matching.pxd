@@ -38,6 +38,7 @@ cdef class Matching:
     cdef bytes _unsolicited(self, Reply reply, bytes frame, bint failed)
     @cython.locals(parts=SessionParts, transaction=Transaction)
     cdef _parsed(self, Pending pending, bytes frame)
+    cdef bytes _as_cluster(self, Pending pending, Reply reply, bytes frame, bint failed)
     cdef bytes mark_cursor(self, bytes frame)
     cdef _note_script(self, Pending pending)
     @cython.locals(parts=SessionParts, state=SessionState)

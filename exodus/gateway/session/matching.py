@@ -89,6 +89,8 @@ class Matching:
         )
         if pending.substitute is not None:
             parts.replies.edits -= 1
+            if command.role is Role.CLUSTER:
+                return self._as_cluster(pending, reply, frame, failed)
             state.in_multi = state.watching = False
             return frame if failed else pending.substitute
         done: set[int] | None = None
@@ -237,6 +239,8 @@ class Matching:
         parts, transaction = self.parts, pending.transaction
         if pending.cursor:
             return self.mark_cursor(frame), None
+        if pending.command.role is Role.CLUSTER:
+            return parts.out.told_reply(pending.names[1], frame), None
         if transaction is None:
             return frame, None
         try:
@@ -246,18 +250,34 @@ class Matching:
         if len(found) != transaction.count:
             parts.lose_count(UNMATCHED)
             return frame, None
-        scans = {
-            effect.place
+        edits = {
+            effect.place: effect
             for effect in transaction.effects
-            if isinstance(effect, QueuedEffect) and effect.role is Role.SCAN
+            if isinstance(effect, QueuedEffect) and effect.role in (Role.SCAN, Role.CLUSTER)
         }
-        if scans:
+        if edits:
             changed = [frame[: found[0].start]]
             for place, each in enumerate(found):
                 inner = frame[each.start : each.end]
-                changed.append(self.mark_cursor(inner) if place in scans else inner)
+                edit = edits.get(place)
+                if edit is not None and not each.error:
+                    is_scan = edit.role is Role.SCAN
+                    inner = (
+                        self.mark_cursor(inner)
+                        if is_scan
+                        else parts.out.told_reply(edit.word, inner)
+                    )
+                changed.append(inner)
             frame = b"".join(changed)
         return frame, {place for place, each in enumerate(found) if not each.error}
+
+    def _as_cluster(self, pending: Pending, reply: Reply, frame: bytes, failed: bool) -> bytes:
+        """Answer a cluster client in place of a single server, which was sent a PING."""
+        parts, args = self.parts, pending.names
+        if failed and not reply.head.startswith(b"NOPERM"):
+            return frame  # no login, say
+        take_over_command(parts, pending, _NOTHING, failed=False)
+        return parts.out.as_cluster(args, parts.state.protocol)
 
     def mark_cursor(self, frame: bytes) -> bytes:
         """Return a reply to SCAN whose cursor names the authority (cursors.py)."""
@@ -298,7 +318,7 @@ class Matching:
         elif role is Role.RESET:
             if not failed:
                 self._apply_reset()
-        elif role in (Role.HELLO, Role.AUTH, Role.CLIENT):
+        elif role in (Role.HELLO, Role.AUTH, Role.CLIENT, Role.CLUSTER):
             take_over_command(parts, pending, reply.head, failed=failed)
         elif role is Role.QUIT and not failed:
             parts.refuse_all()

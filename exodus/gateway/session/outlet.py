@@ -47,6 +47,17 @@ class Outlet(Protocol):
     def unblock(self, client_id: int) -> None:
         """End this connection's blocking command on the authority, as if its timeout had passed."""
 
+    def told_error(self, head: bytes) -> bytes:
+        """Return the first line of the error that the client gets in place of a MOVED or ASK. The
+        session may be frozen when this returns: then it is about to be moved.
+        """
+
+    def told_reply(self, word: bytes, frame: bytes) -> bytes:
+        """Return the reply that the client gets in place of a whole one to `CLUSTER word`."""
+
+    def as_cluster(self, args: list[bytes], protocol: int) -> bytes:
+        """Return the reply to a request of a cluster client, in place of a single server's."""
+
     def settled(self) -> None:
         """Note that `writes_in_flight` or `idle` may have changed."""
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from exodus.control.gap_reasons import SCRIPTS
 from exodus.gateway.orders import Orders
 from exodus.gateway.session.buffers import ReplyBuffer, RequestBuffer
-from exodus.gateway.session.leg import Leg, UnreadTraffic
+from exodus.gateway.session.leg import Dialect, Leg, UnreadTraffic
 from exodus.gateway.session.outlet import Outlet
 from exodus.gateway.session.pending import PendingQueue
 from exodus.gateway.session.state import Prediction, SessionState
@@ -49,6 +49,12 @@ class SessionParts:
         self.replies = ReplyBuffer()
         self.leg = Leg(orders.tag)
         self.unread = UnreadTraffic()
+
+    def speak_to(self, dialect: Dialect) -> None:
+        """Read replies as those of a side's servers from now on."""
+        leg, is_cluster = self.leg, dialect == Dialect.CLUSTER
+        self.replies.edits += int(is_cluster) - int(leg.cluster)
+        leg.cluster, leg.facade = is_cluster, dialect == Dialect.FACADE
 
     def open_gap(self, why: str) -> None:
         """Open a gap, if this session's writes are journalled."""

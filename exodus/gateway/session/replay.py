@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from exodus.commands.semantics import Role
+from exodus.commands.slots import slot_of
 from exodus.gateway.logins import Logins
 from exodus.gateway.session.parts import REPLY_OFF, REPLY_ON, SessionParts
 from exodus.gateway.session.pending import Pending
@@ -14,6 +16,8 @@ from exodus.resp.scanner import RequestScanner
 
 # Settings that change no reply. An older server may not know them all.
 _COSMETIC = frozenset({"setinfo", "no-evict", "no-touch"})
+_SHARDED = b"SSUBSCRIBE"
+_READONLY = "readonly"  # a server that is no node of a cluster refuses it, and needs it not
 
 
 class Stage(NamedTuple):
@@ -23,6 +27,7 @@ class Stage(NamedTuple):
     optional: frozenset[int] = frozenset()  # positions of requests that the server may refuse
     user: bytes | None = None  # the session has to be this user afterwards
     confirmations: int = 0  # replies to a subscription
+    shard_channels: tuple[bytes, ...] = ()  # of one slot: the server may not have it
 
 
 def replay_stages(state: SessionState, predicted: Prediction, logins: Logins | None) -> list[Stage]:
@@ -44,20 +49,24 @@ def replay_stages(state: SessionState, predicted: Prediction, logins: Logins | N
             said = logins.translated_request(raw) if logins is not None else raw
             stages.append(Stage([said], user=_user_in(said)))
             continue
-        if slot.partition(" ")[0] in _COSMETIC:
+        if slot.partition(" ")[0] in _COSMETIC or slot == _READONLY:
             optional.add(len(requests))
         requests.append(raw)
     if state.db:
         requests.append(encode("SELECT", state.db))
     if requests:
         stages.append(Stage(requests, optional=frozenset(optional)))
-    for kind in (b"SUBSCRIBE", b"PSUBSCRIBE", b"SSUBSCRIBE"):
-        prefix = kind + b" "
-        names = sorted(
-            each.partition(b" ")[2] for each in state.channels if each.startswith(prefix)
-        )
+    for kind in (b"SUBSCRIBE", b"PSUBSCRIBE"):
+        names = _channels(state, kind)
         if names:
             stages.append(Stage([encode(kind, *names)], confirmations=len(names)))
+    # A node takes channels of one slot at a time.
+    by_slot: dict[int, list[bytes]] = {}
+    for name in _channels(state, _SHARDED):
+        by_slot.setdefault(slot_of(name), []).append(name)
+    for names in by_slot.values():
+        request = encode(_SHARDED, *names)
+        stages.append(Stage([request], confirmations=len(names), shard_channels=tuple(names)))
     if predicted.transaction is not None:
         stages.append(Stage([encode("MULTI")]))
         if predicted.transaction.raw:
@@ -65,8 +74,32 @@ def replay_stages(state: SessionState, predicted: Prediction, logins: Logins | N
     return stages
 
 
+def _channels(state: SessionState, kind: bytes) -> list[bytes]:
+    """Return what a session is subscribed to by a command."""
+    prefix = kind + b" "
+    return sorted(each[len(prefix) :] for each in state.channels if each.startswith(prefix))
+
+
+def leave_channels(state: SessionState, names: Sequence[bytes]) -> bytes:
+    """End subscriptions to channels whose slot the new server does not have.
+
+    Returns:
+        What the client is told, as by a node whose slot moved away. It then subscribes where the
+        slot is.
+    """
+    found = []
+    for name in names:
+        state.channels.discard(_SHARDED + b" " + name)
+        left = len(_channels(state, _SHARDED))
+        kind = b">" if state.protocol == 3 else b"*"
+        found.append(
+            b"%b3\r\n$12\r\nsunsubscribe\r\n$%d\r\n%b\r\n:%d\r\n" % (kind, len(name), name, left)
+        )
+    return b"".join(found)
+
+
 def take_over_command(parts: SessionParts, pending: Pending, head: bytes, *, failed: bool) -> None:
-    """Take over an answered HELLO, AUTH or CLIENT: it is replayed on the next leg.
+    """Take over an answered HELLO, AUTH, CLIENT or READONLY: it is replayed on the next leg.
 
     Args:
         parts: those of the session.
@@ -85,6 +118,9 @@ def take_over_command(parts: SessionParts, pending: Pending, head: bytes, *, fai
         if role is Role.HELLO and len(args) > 2 and head.startswith(b"ERR"):
             state.unknown_why = "a HELLO that was refused in part"
         return
+    if role is Role.CLUSTER:
+        _take_over_readonly(state, args)
+        return
     if not args:
         state.unknown_why = "a session command that is longer than is kept"
         return
@@ -96,6 +132,15 @@ def take_over_command(parts: SessionParts, pending: Pending, head: bytes, *, fai
         elif slot == "tracking":
             state.tracking = args[2].upper() == b"ON"
             state.tracking_redirected = b"REDIRECT" in [arg.upper() for arg in args[3:]]
+
+
+def _take_over_readonly(state: SessionState, args: list[bytes]) -> None:
+    """Take over an answered READONLY or READWRITE. ASKING is for one request, and not replayed."""
+    word = args[0].upper() if len(args) == 1 else b""
+    if word == b"READONLY":
+        state.replay[_READONLY] = encode(word)
+    elif word == b"READWRITE":
+        state.replay.pop(_READONLY, None)
 
 
 def _take_over_silence(parts: SessionParts, pending: Pending, *, failed: bool) -> None:

@@ -15,9 +15,10 @@ class QueuedEffect(NamedTuple):
     """The effect of a queued command beyond the keys that it writes."""
 
     place: int  # of the command in the transaction
-    role: Role  # SELECT, BARRIER or SCAN
+    role: Role  # SELECT, BARRIER, SCAN or CLUSTER
     db: int = 0
     barrier: Barrier | None = None
+    word: bytes = b""  # of CLUSTER
 
 
 class Transaction:

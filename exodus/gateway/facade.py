@@ -1,0 +1,130 @@
+"""The facade: a single server looks to cluster clients like a cluster of one node with all slots.
+
+So applications may use a cluster client before the server becomes a cluster, and go on with it
+after a cluster has become a server. Everything but the requests here is relayed. These are answered
+in their place among the replies (session/matching.py). No I/O.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+from exodus.commands.slots import SLOTS, slot_of
+from exodus.resp.tree import Part, array, bulk, number, render
+
+_OK = b"+OK\r\n"
+_WORDS = frozenset(
+    b"SLOTS SHARDS NODES INFO MYID MYSHARDID KEYSLOT COUNTKEYSINSLOT GETKEYSINSLOT LINKS REPLICAS "
+    b"SLAVES COUNT-FAILURE-REPORTS".split()
+)
+_STATES = frozenset({b"READONLY", b"READWRITE", b"ASKING"})
+_ARGUMENTS = {
+    b"KEYSLOT": 1,
+    b"COUNTKEYSINSLOT": 1,
+    b"GETKEYSINSLOT": 2,
+    b"REPLICAS": 1,
+    b"SLAVES": 1,
+    b"COUNT-FAILURE-REPORTS": 1,
+}
+_BUS = 10_000
+_PORT_MAX = 65_535
+_INFO = (
+    "cluster_enabled:1\r\ncluster_state:ok\r\n"
+    f"cluster_slots_assigned:{SLOTS}\r\ncluster_slots_ok:{SLOTS}\r\n"
+    "cluster_slots_pfail:0\r\ncluster_slots_fail:0\r\ncluster_known_nodes:1\r\ncluster_size:1\r\n"
+    "cluster_current_epoch:1\r\ncluster_my_epoch:1\r\n"
+    "cluster_stats_messages_sent:0\r\ncluster_stats_messages_received:0\r\n"
+    "total_cluster_links_buffer_limit_exceeded:0\r\n"
+)
+# To know them, the whole keyspace would have to be scanned for each request.
+_KEYS_UNKNOWN = (
+    b"-ERR the server behind this gateway is no cluster: it has no list of keys by slot\r\n"
+)
+
+
+def answers(args: list[bytes]) -> bool:
+    """Tell whether a request is answered here."""
+    word = args[0].upper()
+    return word in _STATES or (word == b"CLUSTER" and len(args) > 1 and args[1].upper() in _WORDS)
+
+
+def node_id(migration: str) -> str:
+    """Return the id of the one node: the same in every gateway of a migration."""
+    return hashlib.sha1(f"exodus:{migration}".encode(), usedforsecurity=False).hexdigest()
+
+
+def answer(
+    args: list[bytes], protocol: int, *, host: str, port: int, ident: str, tls: bool
+) -> bytes:
+    """Return the reply to a request that `answers` names.
+
+    Args:
+        args: the request.
+        protocol: 2 or 3.
+        host: where clients find the node.
+        port: likewise; of the first listener.
+        ident: the node's id.
+        tls: clients use TLS.
+    """
+    if args[0].upper() in _STATES:
+        return _OK if len(args) == 1 else _wrong(args[0])
+    word = args[1].upper()
+    if len(args) - 2 != _ARGUMENTS.get(word, 0):
+        return _wrong(b"CLUSTER|" + word)
+    if word in (b"REPLICAS", b"SLAVES", b"COUNT-FAILURE-REPORTS") and args[2] != ident.encode():
+        return b"-ERR Unknown node %b\r\n" % args[2]
+    if word in (b"COUNTKEYSINSLOT", b"GETKEYSINSLOT"):
+        return _KEYS_UNKNOWN
+    found = _replies(protocol, host, port, ident, tls=tls)
+    return render(number(slot_of(args[2])) if word == b"KEYSLOT" else found[word])
+
+
+def _replies(protocol: int, host: str, port: int, ident: str, *, tls: bool) -> dict[bytes, Part]:
+    """Return what the one node says, by the word of CLUSTER."""
+    name, none = bulk(ident.encode()), array([])
+    node = array([bulk(host.encode()), number(port), name])
+    return {
+        b"SLOTS": array([array([number(0), number(SLOTS - 1), node])]),
+        b"SHARDS": _shards(protocol, host, port, ident, tls=tls),
+        b"NODES": _text(protocol, _line(host, port, ident)),
+        b"INFO": _text(protocol, _INFO),
+        b"MYID": name,
+        b"MYSHARDID": name,
+        b"REPLICAS": none,
+        b"SLAVES": none,
+        b"LINKS": none,
+        b"COUNT-FAILURE-REPORTS": number(0),
+    }
+
+
+def _text(protocol: int, text: str) -> Part:
+    return Part(b"=", b"txt:" + text.encode()) if protocol == 3 else bulk(text.encode())
+
+
+def _line(host: str, port: int, ident: str) -> str:
+    bus = port + _BUS if port + _BUS <= _PORT_MAX else port
+    return f"{ident} {host}:{port}@{bus} myself,master - 0 0 1 connected 0-{SLOTS - 1}\n"
+
+
+def _shards(protocol: int, host: str, port: int, ident: str, *, tls: bool) -> Part:
+    node = _fields(
+        protocol,
+        id=bulk(ident.encode()),
+        **{"tls-port" if tls else "port": number(port)},
+        ip=bulk(host.encode()),
+        endpoint=bulk(host.encode()),
+        role=bulk(b"master"),
+        **{"replication-offset": number(0)},
+        health=bulk(b"online"),
+    )
+    slots = array([number(0), number(SLOTS - 1)])
+    return array([_fields(protocol, slots=slots, nodes=array([node]))])
+
+
+def _fields(protocol: int, **fields: Part) -> Part:
+    parts = [each for name, value in fields.items() for each in (bulk(name.encode()), value)]
+    return Part(b"%" if protocol == 3 else b"*", list(parts))
+
+
+def _wrong(command: bytes) -> bytes:
+    return b"-ERR wrong number of arguments for '%b' command\r\n" % command.lower()

@@ -1,0 +1,91 @@
+"""A single server behind a gateway with `facade: cluster`: cluster clients use it as a cluster."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from redis.cluster import RedisCluster
+
+from exodus.plan.vocabulary import Feed, Side
+from exodus.stack.servers import ServerKind
+from tests.fault.test_gateway_cluster_switch import begin_live_sync, switch
+from tests.fault.test_gateway_clusters import PROGRAM, run
+from tests.support.cluster_app import ClusterApp
+from tests.support.cluster_gateway import cluster_migration, gateway_process
+from tests.support.clusters import ClusterBox
+from tests.support.servers import DatabaseServer
+
+pytestmark = [pytest.mark.fault, pytest.mark.timeout(180)]
+MakeCluster = Callable[..., ClusterBox]
+MakeServer = Callable[..., DatabaseServer]
+FACADE: dict[str, object] = {"facade": "cluster"}
+
+
+@pytest.mark.parametrize("protocol", [2, 3])
+@pytest.mark.parametrize("kind", list(ServerKind))
+async def test_a_cluster_client_gets_the_replies_of_a_cluster_of_one_node(
+    kind: ServerKind,
+    protocol: int,
+    make_server: MakeServer,
+    make_cluster: MakeCluster,
+    control_server: DatabaseServer,
+    tmp_path: Path,
+) -> None:
+    server, twin = make_server(kind), make_cluster(kind, masters=1)
+    async with cluster_migration(
+        server, make_server(ServerKind.VALKEY_91), control_server, tmp_path, listen=FACADE
+    ) as local:
+        await local.gateway()
+
+        def compare() -> None:
+            with (
+                RedisCluster(host="127.0.0.1", port=local.port, protocol=protocol) as client,
+                twin.client(protocol=protocol) as direct,
+            ):
+                ours, theirs = run(client, PROGRAM), run(direct, PROGRAM)
+                assert ours == theirs
+                (node,) = client.get_nodes()
+                assert node.port == local.port
+                assert client.cluster_keyslot("k") == direct.cluster_keyslot("k")
+                for ask in (client, direct):
+                    assert ask.readonly(target_nodes=RedisCluster.PRIMARIES)
+                    state = ask.cluster_info(target_nodes=RedisCluster.RANDOM)
+                    assert (state["cluster_state"], state["cluster_size"]) == ("ok", "1")
+                    (shown,) = ask.cluster_nodes().values()
+                    assert shown["slots"] == [["0", "16383"]]
+                    assert shown["flags"] == "myself,master"
+
+        await asyncio.to_thread(compare)
+
+
+@pytest.mark.parametrize("way", ["to a cluster", "from a cluster"])
+async def test_a_cluster_client_follows_a_move_between_a_server_and_a_cluster(
+    way: str,
+    make_server: MakeServer,
+    make_cluster: MakeCluster,
+    control_server: DatabaseServer,
+    tmp_path: Path,
+) -> None:
+    single = make_server(ServerKind.REDIS_62)
+    cluster = make_cluster(ServerKind.VALKEY_91)
+    sides = (single, cluster) if way == "to a cluster" else (cluster, single)
+    async with cluster_migration(
+        *sides, control_server, tmp_path, listen=FACADE, feed=Feed.AUTO
+    ) as local:
+        with gateway_process(local):
+            await begin_live_sync(local)
+            await local.syncer()
+            await local.backfill()
+            with ClusterApp(lambda: RedisCluster(host="127.0.0.1", port=local.port)) as app:
+                for to in (Side.TARGET, Side.SOURCE, Side.TARGET):
+                    await asyncio.to_thread(app.wait_more, 1_000)
+                    await switch(local, to)
+                await asyncio.to_thread(app.wait_more, 1_000)
+            await local.drained()
+            assert app.errors == {}
+            for box in sides:
+                await asyncio.to_thread(app.check, box)
+            assert (await local.verify()).divergences == []

@@ -1,0 +1,119 @@
+"""A gateway in front of clusters, built in the test's process: the plan does not allow it yet."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+
+import uvloop
+
+from exodus.control.route import read_route
+from exodus.control.store import ControlStore
+from exodus.gateway.hub import Gateway
+from exodus.gateway.options import GatewayOptions
+from exodus.gateway.tables import load_table
+from exodus.plan.address import Address
+from exodus.plan.settings import Listen
+from exodus.plan.vocabulary import Cutover, Feed
+from exodus.topology.watch import TopologyWatch
+from tests.support.clusters import ClusterBox
+from tests.support.local_migration import LocalMigration
+from tests.support.servers import DatabaseServer
+from tests.support.wait import wait_until
+
+LISTENERS = 8
+
+
+def free_ports(count: int) -> int:
+    """Return the first of some ports in a row on which nobody listens now."""
+    while True:
+        sockets: list[socket.socket] = []
+        try:
+            sockets.append(socket.create_server(("127.0.0.1", 0)))
+            first = sockets[0].getsockname()[1]
+            for port in range(first + 1, first + count):
+                sockets.append(socket.create_server(("127.0.0.1", port)))  # noqa: PERF401
+            return first
+        except (OSError, OverflowError):
+            continue
+        finally:
+            for each in sockets:
+                each.close()
+
+
+@asynccontextmanager
+async def cluster_migration(
+    source: ClusterBox | DatabaseServer,
+    target: ClusterBox | DatabaseServer,
+    control: DatabaseServer,
+    folder: Path,
+    *,
+    listen: dict[str, object] | None = None,
+    **plan: object,
+) -> AsyncIterator[LocalMigration]:
+    """A migration whose gateways have `LISTENERS` listeners, from `local.port` on."""
+    port = free_ports(LISTENERS)
+    gateway = Listen.model_validate({"port": port, "listeners": LISTENERS, **(listen or {})})
+    fields = {"cutover": Cutover.OWN, "feed": Feed.TRACKING, "slices": 2, **plan}
+    local = LocalMigration(source, target, control, folder, gateway=gateway, **fields)  # type: ignore[arg-type]
+    local.port = port
+    await local.open()
+    try:
+        yield local
+    finally:
+        await local.close()
+
+
+async def serve(control: Address, migration: str, process: str, folder: Path) -> None:
+    """Run one gateway process until SIGTERM, as `exodus gateway` does."""
+    store = await ControlStore.connect(control, migration)
+    plan = await store.plan()
+    await TopologyWatch(plan, store).begin()
+    options = GatewayOptions(process, folder, "127.0.0.1", plan.gateway.port, drain_s=0.1)
+    gateway = Gateway(store, plan, await load_table(plan), options)
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, gateway.stop)
+    await gateway.run(await read_route(store))
+    await store.close()
+
+
+@contextmanager
+def gateway_process(
+    local: LocalMigration, process: str = "gw-1"
+) -> Iterator[subprocess.Popen[bytes]]:
+    """A gateway in a process of its own, which serves when this returns."""
+    control = local.control.address().model_dump_json()
+    command = [sys.executable, "-m", "tests.support.cluster_gateway", control, local.plan.name]
+    with (local.folder / f"{process}.log").open("ab") as output:
+        running = subprocess.Popen(
+            [*command, process, str(local.folder / process)], stdout=output, stderr=output
+        )
+    try:
+        wait_until(
+            lambda: accepts(local.port), within_s=20, otherwise="the gateway does not listen"
+        )
+        yield running
+    finally:
+        running.terminate()
+        running.wait(20)
+
+
+def accepts(port: int) -> bool:
+    """Return whether somebody listens on a port."""
+    try:
+        socket.create_connection(("127.0.0.1", port), timeout=1).close()
+    except OSError:
+        return False
+    return True
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level="INFO", format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    address, name, given_id, state = sys.argv[1:]
+    uvloop.run(serve(Address.model_validate_json(address), name, given_id, Path(state)))
