@@ -140,7 +140,7 @@ async def test_a_replica_of_the_new_side_must_have_all_keys(
         try:
             await leg.call("SET", "k", 2)
             with pytest.raises(
-                CutoverAborted, match="no replica of .* has all that was copied there"
+                CutoverAborted, match=r"no replica of .* has all that was copied there"
             ):
                 await check_replicas_have(plan, Side.SOURCE, leg, 0.1)
         finally:
