@@ -50,7 +50,7 @@ def _started_gateway(
     servers = {"source": source, "target": target, "control_store": control}
     document = {
         "name": plan.name,
-        "gateway": plan.gateway.model_dump(),
+        "gateway": plan.gateway.model_dump(mode="json"),
         **{name: _named(server) for name, server in servers.items()},
     }
     file.write_text(yaml.safe_dump(document))

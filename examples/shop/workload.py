@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import random
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -41,10 +42,12 @@ class Tally:
     rides_failovers: bool = False  # connects again, as applications behind Sentinel do
     lost_connections: int = 0
     texts: list[str] = field(default_factory=list)
+    kinds: Counter[str] = field(default_factory=Counter)  # of all errors, by their class
     stall_ms_max: float = 0.0
 
     def error(self, exc: BaseException) -> None:
         """Count an error."""
+        self.kinds[type(exc).__name__] += 1
         if self.rides_failovers and isinstance(exc, redis.ConnectionError | OSError):
             self.lost_connections += 1
             return

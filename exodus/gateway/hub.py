@@ -230,8 +230,8 @@ class Gateway:
             return Dialect.CLUSTER
         return Dialect.PLAIN if self.plan.gateway.facade is None else Dialect.FACADE
 
-    def told_error(self, connection: Connection, head: bytes) -> bytes:
-        return self.nodes.told_error(connection, head)
+    def told_error(self, connection: Connection, head: bytes, *, by_server: bool) -> bytes:
+        return self.nodes.told_error(connection, head, by_server=by_server)
 
     def as_cluster(self, connection: Connection, args: list[bytes], protocol: int) -> bytes:
         return self.nodes.as_cluster(connection, args, protocol)

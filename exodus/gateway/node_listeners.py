@@ -43,6 +43,7 @@ from exodus.telemetry.states import States
 
 log = logging.getLogger(__name__)
 _NO_LISTENER = b"CLUSTERDOWN the gateway has no listener left for a node of the cluster"
+_NOT_KNOWN = b"TRYAGAIN the gateway does not know this node of the cluster yet"
 
 
 class NodeListeners:
@@ -137,23 +138,27 @@ class NodeListeners:
     async def _agree(self) -> None:
         published = await read_listeners(self._store)
         for side in self._clusters:
-            theirs = published.get(side, ListenerMap())
-            ours = self._published[side]
-            # Another version than ours, also a lower one: a store that was emptied counts.
-            if theirs.version > ours.version:
-                self._published[side] = theirs
-                self._take(side, theirs)
-                self.looked(side)
-            known = self._maps[side]
-            if known.nodes and (known.nodes != theirs.nodes or not theirs.version):
-                after = known.model_copy(update={"version": theirs.version + 1})
-                if await publish_listeners(self._store, side, after):
-                    self._published[side] = after
-                    self._maps[side] = self._maps[side].model_copy(
-                        update={"version": after.version}
-                    )
-                else:
-                    self._woken.set()  # another gateway was faster
+            self._adopt(side, published.get(side, ListenerMap()))
+            known, theirs = self._maps[side], self._published[side]
+            if not known.nodes or (known.nodes == theirs.nodes and theirs.version):
+                continue
+            after = known.model_copy(update={"version": theirs.version + 1})
+            if await publish_listeners(self._store, side, after):
+                self._published[side] = after
+                self._set_version(side, after.version)
+            else:
+                self._woken.set()  # another gateway was faster
+
+    def _adopt(self, side: Side, theirs: ListenerMap) -> None:
+        """Take a published map, unless the store fell back to an older one."""
+        ours, self._published[side] = self._published[side], theirs
+        if theirs.version > ours.version:
+            self._take(side, theirs)
+            self.looked(side)
+        self._set_version(side, theirs.version)
+
+    def _set_version(self, side: Side, version: int) -> None:
+        self._maps[side] = self._maps[side].model_copy(update={"version": version})
 
     def looked(self, side: Side) -> None:
         """Derive a side's map from what its nodes said at the last look."""
@@ -204,9 +209,15 @@ class NodeListeners:
 
     # ------------------------------------------------------------------ what clients are told
 
-    def told_error(self, connection: Connection, head: bytes) -> bytes:
-        """Return the first line of the error in place of a MOVED or ASK; `head` is without its
-        first and last bytes.
+    def told_error(self, connection: Connection, head: bytes, *, by_server: bool) -> bytes:
+        """Return the first line of the error in place of a MOVED or ASK.
+
+        What a script says is not believed: it would let a client lead a listener to any address.
+
+        Args:
+            connection: the client's.
+            head: the error, without its first and last bytes.
+            by_server: the server itself said it.
         """
         kind = head.partition(b" ")[0]
         self.redirects[kind.decode()] += 1
@@ -219,7 +230,12 @@ class NodeListeners:
             self.untold["not understood"] += 1
             return _NO_LISTENER
         slot, place = found
-        told = _Teller(self, connection).told("", [place], slot)
+        teller = _Teller(self, connection)
+        if not by_server and self._known(connection.side, "", [place]) is None:
+            self._look_now(connection.side)
+            self.untold["a script named a node that is not known"] += 1
+            return _NOT_KNOWN
+        told = teller.told("", [place], slot)
         if told is None:
             return _NO_LISTENER
         return b"%b %d %b:%d" % (kind, slot, told.host.encode(), told.port)

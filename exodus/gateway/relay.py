@@ -64,7 +64,7 @@ class Hub(Protocol):
     def dialect(self, side: Side) -> Dialect:
         """Return what a side's servers say that a session must read."""
 
-    def told_error(self, connection: Connection, head: bytes) -> bytes:
+    def told_error(self, connection: Connection, head: bytes, *, by_server: bool) -> bytes:
         """See `Outlet.told_error`."""
 
     def told_reply(self, connection: Connection, word: bytes, frame: bytes) -> bytes:
@@ -557,8 +557,8 @@ class Connection:
         address = self.leg.address if self.leg is not None else None
         self.hub.unblock(self.side, address, client_id)
 
-    def told_error(self, head: bytes) -> bytes:
-        return self.hub.told_error(self, head)
+    def told_error(self, head: bytes, *, by_server: bool) -> bytes:
+        return self.hub.told_error(self, head, by_server=by_server)
 
     def as_cluster(self, args: list[bytes], protocol: int) -> bytes:
         return self.hub.as_cluster(self, args, protocol)

@@ -11,6 +11,7 @@ INLINE_BYTES_MAX = 64 * 1024  # The servers' own limit for an inline request or 
 WHOLE_REPLY_BYTES_MAX = 16 * 1024 * 1024  # A reply that the gateway splits or changes.
 TRANSACTION_BYTES_MAX = 1024 * 1024  # A longer queued MULTI is not carried over a switch.
 SUBSCRIPTIONS_TRACKED_MAX = 10_000  # Channels and patterns of one session.
+SUBSCRIPTION_REPLY_BYTES_MAX = 1024  # The end of a sharded subscription, as a node tells it.
 PIPELINE_MAX = 2_000  # Unanswered requests of a session. It is then read again at half of them.
 CURSOR_BITS = 45  # The server's part of a SCAN cursor. The bits above name the authority.
 SCRIPTS_BYTES_MAX = 8 * 1024 * 1024  # Script texts kept, to be loaded on the other side.

@@ -439,5 +439,4 @@ class Plan(Options):
             if login is not None
             else {}
         )
-        gateway = self.gateway.model_dump(include=set(Address.model_fields))
-        return Address(**gateway, **more)
+        return Address.model_validate({**self.gateway.reached, **more})

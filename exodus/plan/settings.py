@@ -215,6 +215,11 @@ class Listen(Tls):
         "node; null: it does not",
     )
 
+    @property
+    def reached(self) -> dict[str, object]:
+        """Return the fields of the `Address` at which sessions reach the first listener."""
+        return self.model_dump(include={"host", "port", *Tls.model_fields})
+
     @model_validator(mode="after")
     def _has_ports(self) -> Self:
         if self.port + self.listeners - 1 > PORT_MAX:

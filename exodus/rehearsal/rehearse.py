@@ -206,7 +206,7 @@ class _Rehearsal:
         try:
             if death.gateway is not None:
                 address = clients.gateway.model_copy(
-                    update={**death.gateway.listen.model_dump(), "tls": False}
+                    update={**death.gateway.listen.reached, "tls": False}
                 )
                 prefix = self.plan.rehearsal_prefix + _KILLED_KEYS
                 death.clients = self._clients(address, prefix, queue=False)

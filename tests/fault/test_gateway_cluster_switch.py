@@ -121,7 +121,7 @@ async def test_live_sync_by_the_gateways_journal_makes_a_cluster_equal(
                 app.wait_more(300)
                 source.reshard(range(0, 16_384, 800), source.nodes[-1])
                 app.wait_more(300)
-                source.failover(source.masters()[0])
+                source.failover(source.masters()[1])
                 app.wait_more(300)
             assert app.errors == {}
             app.check(source)

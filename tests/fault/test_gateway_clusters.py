@@ -5,7 +5,9 @@ failovers, reshards, and outages of the control store.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import socket
+import ssl
 import threading
 import time
 from collections import Counter
@@ -19,14 +21,17 @@ from redis.cluster import ClusterNode, LoadBalancingStrategy, RedisCluster
 from redis.exceptions import RedisClusterException
 
 from exodus.commands.slots import slot_of
-from exodus.control.listener_map import read_listeners
+from exodus.control import registry
+from exodus.control.listener_map import ListenerMap, read_listeners
 from exodus.gateway.hub import Gateway
 from exodus.gateway.tables import Tables
-from exodus.plan.vocabulary import Side
+from exodus.plan.vocabulary import JournalMode, Side
 from exodus.resp.encode import encode
 from exodus.resp.scanner import ReplyScanner
+from exodus.stack.clusters import BUS
 from exodus.stack.servers import ServerKind
-from tests.support.cluster_gateway import LISTENERS, cluster_migration
+from tests.fault.test_tls import Authority, client_tls
+from tests.support.cluster_gateway import LISTENERS, cluster_migration, gateway_process
 from tests.support.clusters import ClusterBox
 from tests.support.local_migration import LocalMigration
 from tests.support.servers import DatabaseServer
@@ -42,10 +47,13 @@ def through(local: LocalMigration, *, listener: int = 0, **more: object) -> Redi
     return RedisCluster(host="127.0.0.1", port=local.port + listener, **more)  # type: ignore[arg-type]
 
 
-def ask(port: int, *requests: bytes) -> list[bytes]:
+def ask(
+    port: int, *requests: bytes, tls: ssl.SSLContext | None = None, name: str = ""
+) -> list[bytes]:
     """Send requests over one connection, and return the frames of the replies."""
     scanner, data, found, at = ReplyScanner(), b"", [], 0
-    with closing(socket.create_connection(("127.0.0.1", port), timeout=10)) as sock:
+    plain = socket.create_connection(("127.0.0.1", port), timeout=10)
+    with closing(tls.wrap_socket(plain, server_hostname=name) if tls else plain) as sock:
         sock.sendall(b"".join(requests))
         while len(found) < len(requests):
             part = sock.recv(65_536)
@@ -103,24 +111,16 @@ def run(client: RedisCluster, program: list[tuple[object, ...]]) -> list[object]
     return found
 
 
-def both(kinds: list[ServerKind]) -> list[tuple[ServerKind, int]]:
-    return [(kind, protocol) for kind in kinds for protocol in (2, 3)]
-
-
-@pytest.mark.parametrize(("kind", "protocol"), both(list(ServerKind)))
+@pytest.mark.parametrize("kind", list(ServerKind))
 async def test_a_cluster_client_gets_the_same_replies_as_directly(
-    kind: ServerKind,
-    protocol: int,
-    make_cluster: MakeCluster,
-    control_server: DatabaseServer,
-    tmp_path: Path,
+    kind: ServerKind, make_cluster: MakeCluster, control_server: DatabaseServer, tmp_path: Path
 ) -> None:
     """The twin of the cluster is asked directly."""
     source, twin = make_cluster(kind), make_cluster(kind)
     async with cluster_migration(source, twin, control_server, tmp_path) as local:
         await local.gateway()
 
-        def compare() -> None:
+        def compare(protocol: int) -> None:
             with (
                 through(local, listener=1, protocol=protocol) as client,
                 twin.client(protocol=protocol) as direct,
@@ -135,42 +135,39 @@ async def test_a_cluster_client_gets_the_same_replies_as_directly(
                     assert got == wanted, request
                 ports = {node.port for node in client.get_nodes()}
                 assert ports == {local.port + number for number in range(3)}
+                for each in (client, direct):
+                    each.flushall(target_nodes=RedisCluster.PRIMARIES)
 
-        await asyncio.to_thread(compare)
+        for protocol in (2, 3):
+            await asyncio.to_thread(compare, protocol)
 
 
 @pytest.mark.parametrize("kind", list(ServerKind))
-@pytest.mark.parametrize("listed", [False, True])
 async def test_no_reply_names_a_node(
-    kind: ServerKind,
-    listed: bool,
-    make_cluster: MakeCluster,
-    control_server: DatabaseServer,
-    tmp_path: Path,
+    kind: ServerKind, make_cluster: MakeCluster, control_server: DatabaseServer, tmp_path: Path
 ) -> None:
     source = make_cluster(kind, replicas=1)
     twin = make_cluster(kind, masters=1)
-    listen: dict[str, object] = {"replicas": "listed" if listed else "hidden"}
-    async with cluster_migration(source, twin, control_server, tmp_path, listen=listen) as local:
-        await local.gateway()
-        words = ["SLOTS", "NODES"] + (["SHARDS"] if kind is not ServerKind.REDIS_62 else [])
-        node_id = source._id(source.masters()[0])
-        asked = [encode("CLUSTER", word) for word in words]
-        asked += [encode("CLUSTER", "REPLICAS", node_id), encode("CLUSTER", "SLAVES", node_id)]
-        asked += [encode("MULTI"), asked[0], encode("EXEC")]
-        count = 6 if listed else 3
-        for protocol in (2, 3):
-            for listener in range(count):
-                frames = await asyncio.to_thread(
-                    ask, local.port + listener, encode("HELLO", protocol), *asked
-                )
+    words = ["SLOTS", "NODES"] + (["SHARDS"] if kind is not ServerKind.REDIS_62 else [])
+    node_id = source._id(source.masters()[0])
+    asked = [encode("CLUSTER", word) for word in words]
+    asked += [encode("CLUSTER", "REPLICAS", node_id), encode("CLUSTER", "SLAVES", node_id)]
+    asked += [encode("MULTI"), asked[0], encode("EXEC")]
+    for replicas, count in (("hidden", 3), ("listed", 6)):
+        listen: dict[str, object] = {"replicas": replicas}
+        folder = tmp_path / replicas
+        async with cluster_migration(source, twin, control_server, folder, listen=listen) as local:
+            await local.gateway()
+            told = {local.port + number for number in range(count)}
+            for protocol, port in itertools.product((2, 3), told):
+                frames = await asyncio.to_thread(ask, port, encode("HELLO", protocol), *asked)
                 said = b"".join(frames[1:])
                 for node in source.nodes:
-                    assert b"%d" % node.port not in said
-                for number in range(count):
-                    assert b"%d" % (local.port + number) in frames[1]
-                    assert b"127.0.0.1:%d@" % (local.port + number) in frames[2]
-                assert frames[-1].count(b"%d" % local.port) >= 1
+                    assert b":%d" % node.port not in said
+                    assert b"@%d" % (node.port + BUS) not in said
+                assert all(b":%d\r\n" % each in frames[1] for each in told)
+                assert all(b" 127.0.0.1:%d@" % each in frames[2] for each in told)
+                assert b":%d\r\n" % local.port in frames[-1]
 
 
 class Load:
@@ -335,6 +332,133 @@ async def test_gateways_agree_which_listener_stands_for_which_node(
         assert ours == theirs
 
 
+async def test_a_store_that_lost_the_map_gets_it_back(
+    make_cluster: MakeCluster, control_server: DatabaseServer, tmp_path: Path
+) -> None:
+    source = make_cluster(ServerKind.VALKEY_81)
+    twin = make_cluster(ServerKind.VALKEY_91, masters=1)
+    async with (
+        cluster_migration(source, twin, control_server, tmp_path) as local,
+        cluster_migration(source, twin, control_server, tmp_path) as other,
+    ):
+        first = await local.gateway()
+        await local.gateway("gw-2", port=other.port)
+        await agreed(local)
+        known = first.nodes.maps[Side.SOURCE].nodes
+        older = ListenerMap(version=1, nodes={0: known[2]})
+        for lost in ({}, {str(Side.SOURCE): older.model_dump_json()}):
+            await local.store.client.delete(local.store.keys.listeners)
+            if lost:
+                await local.store.client.hset(local.store.keys.listeners, mapping=lost)
+
+            async def back() -> bool:
+                published = (await read_listeners(local.store)).get(Side.SOURCE, ListenerMap())
+                return published.nodes == known
+
+            await until(back, within_s=20, otherwise="the map was not published again")
+            await agreed(local)
+            assert first.nodes.maps[Side.SOURCE].nodes == known
+
+
+async def test_writes_of_a_lost_connection_are_marked_once_their_node_cannot_run_them(
+    make_cluster: MakeCluster, control_server: DatabaseServer, tmp_path: Path
+) -> None:
+    source = make_cluster(ServerKind.VALKEY_81, cluster_node_timeout="60000")
+    twin = make_cluster(ServerKind.VALKEY_91, masters=1)
+    async with cluster_migration(source, twin, control_server, tmp_path) as local:
+        gateway = await local.gateway()
+        await local.change(journal=JournalMode.ALL)
+        node = source.masters()[1]
+        key = next(f"k{n}" for n in range(99) if source.master_of(f"k{n}") is node)
+        _, writer = await asyncio.open_connection("127.0.0.1", local.port + 1)
+
+        async def connected() -> bool:
+            return any(each.leg is not None for each in gateway.connections)
+
+        await until(connected, within_s=10, otherwise="no session")
+        node.pause()
+        try:
+            writer.write(encode("SET", key, "v"))
+            await writer.drain()
+
+            async def sent() -> bool:
+                return any(each.session.writes_in_flight for each in gateway.connections)
+
+            await until(sent, within_s=10, otherwise="no write is under way")
+            for each in gateway.connections:
+                each.drop_leg()
+
+            async def lost() -> bool:
+                return len(gateway.lost_legs) == 1
+
+            await until(lost, within_s=10, otherwise="no leg was lost")
+        finally:
+            node.resume()
+
+        async def flushed() -> bool:
+            return not gateway.unflushed and not len(gateway.lost_legs)
+
+        await until(flushed, within_s=20, otherwise="the lost connection is not settled")
+        assert dict(gateway.journaler.gaps) == {}
+        entries = [
+            entry
+            for partition in range(local.plan.partitions)
+            for _, entry in await local.store.client.xrange(local.store.keys.journal(partition))
+        ]
+        assert any(key.encode() in value for entry in entries for value in entry.values())
+        writer.close()
+
+
+async def test_a_frozen_master_is_left_when_its_replica_takes_over(
+    make_cluster: MakeCluster, control_server: DatabaseServer, tmp_path: Path
+) -> None:
+    source = make_cluster(ServerKind.VALKEY_91, replicas=1)
+    twin = make_cluster(ServerKind.VALKEY_91, masters=1)
+    async with cluster_migration(source, twin, control_server, tmp_path) as local:
+        await local.gateway()
+
+        def act() -> None:
+            with Load(lambda: through(local)) as load:
+                load.wait_more(200)
+                with source.client() as client:
+                    client.wait(1, 1_000, target_nodes=RedisCluster.PRIMARIES)
+                frozen = source.masters()[1]
+                frozen.pause()
+                try:
+                    load.wait_more(500)
+                finally:
+                    frozen.resume()
+                load.wait_more(200)
+            assert set(load.errors) <= {"ConnectionError", "TimeoutError", "ClusterDownError"}
+
+        await asyncio.to_thread(act)
+
+
+async def test_workers_of_one_gateway_share_all_listeners(
+    make_cluster: MakeCluster, control_server: DatabaseServer, tmp_path: Path
+) -> None:
+    source = make_cluster(ServerKind.VALKEY_81, replicas=1)
+    twin = make_cluster(ServerKind.VALKEY_91, masters=1)
+    async with cluster_migration(source, twin, control_server, tmp_path) as local:
+        with gateway_process(local, workers=2):
+
+            def act() -> None:
+                with Load(lambda: through(local)) as load:
+                    load.wait_more(200)
+                    source.failover(source.masters()[0])
+                    load.wait_more(400)
+                assert load.errors == {}
+                load.check(source)
+
+            await asyncio.to_thread(act)
+            served = {
+                beat.process: beat.facts.connections_ever
+                for beat in await registry.heartbeats(local.store, "gateway")
+            }
+            assert len(served) == 2
+            assert all(served.values())
+
+
 async def test_a_gateway_that_starts_without_the_store_keeps_the_map(
     make_cluster: MakeCluster, make_server: MakeServer, tmp_path: Path
 ) -> None:
@@ -392,6 +516,26 @@ async def test_a_node_without_a_listener_is_an_error_that_names_no_node(
         assert gateway.nodes.untold.total() >= 2
         samples = {name: value for name, _, _, value in gateway.metrics()}
         assert samples["exodus_gateway_untold_nodes_total"] >= 2
+
+
+async def test_a_script_leads_no_listener_to_an_address_of_its_choice(
+    make_cluster: MakeCluster, control_server: DatabaseServer, tmp_path: Path
+) -> None:
+    source = make_cluster(ServerKind.VALKEY_81, masters=1)
+    twin = make_cluster(ServerKind.VALKEY_91, masters=1)
+    async with cluster_migration(source, twin, control_server, tmp_path) as local:
+        gateway = await local.gateway()
+        before = gateway.nodes.maps[Side.SOURCE]
+        stranger = control_server.port
+        script = f"return redis.error_reply('MOVED 1 127.0.0.1:{stranger}')"
+        known = f"return redis.error_reply('MOVED 1 127.0.0.1:{source.nodes[0].port}')"
+        frames = await asyncio.to_thread(
+            ask, local.port, encode("EVAL", script, "0"), encode("EVAL", known, "0")
+        )
+        assert frames[0].startswith(b"-TRYAGAIN the gateway does not know this node")
+        assert frames[1] == b"-MOVED 1 127.0.0.1:%d\r\n" % local.port
+        assert gateway.nodes.maps[Side.SOURCE].nodes == before.nodes
+        assert gateway.nodes.untold["a script named a node that is not known"] == 1
 
 
 @contextmanager
@@ -456,3 +600,93 @@ async def test_replicas_serve_reads_of_readonly_sessions(
             assert served == {b"v"}
 
         await asyncio.to_thread(act)
+
+
+@pytest.mark.parametrize("endpoint", ["hostname", "unknown-endpoint"])
+@pytest.mark.parametrize("kind", [ServerKind.REDIS_82, ServerKind.VALKEY_91])
+async def test_clients_reach_nodes_however_these_announce_themselves(
+    kind: ServerKind,
+    endpoint: str,
+    make_cluster: MakeCluster,
+    control_server: DatabaseServer,
+    tmp_path: Path,
+) -> None:
+    """By names that only the address map knows, or by none at all."""
+    source = make_cluster(kind, cluster_preferred_endpoint_type=endpoint)
+    twin = make_cluster(ServerKind.VALKEY_91, masters=1)
+    names = {f"node-{number}.inner": "127.0.0.1" for number in range(3)}
+    if endpoint == "hostname":
+        for name, node in zip(names, source.nodes, strict=True):
+            with node.client() as client:
+                client.config_set("cluster-announce-hostname", name)
+        source.wait_hosts(set(names))
+    async with cluster_migration(source, twin, control_server, tmp_path) as local:
+        local.plan = local.plan.model_copy(update={"source": source.address(address_map=names)})
+        await local.store.save_plan(local.plan)
+        await local.gateway()
+
+        def act() -> None:
+            with through(local) as client:
+                for number in range(60):
+                    client.set(f"k{number}", number)
+                assert {node.port for node in client.get_nodes()} == {
+                    local.port + number for number in range(3)
+                }
+            words = ["SLOTS", "SHARDS", "NODES"]
+            key = next(f"k{n}" for n in range(60) if source_port(n) != source.nodes[0].port)
+            frames = ask(
+                local.port, *[encode("CLUSTER", word) for word in words], encode("GET", key)
+            )
+            assert b"inner" not in b"".join(frames)
+            assert frames[3].startswith(b"-MOVED ")
+            assert b" 127.0.0.1:%d" % (local.port + 1) in frames[3] or (
+                b" 127.0.0.1:%d" % (local.port + 2) in frames[3]
+            )
+
+        def source_port(number: int) -> int:
+            slot = slot_of(f"k{number}".encode())
+            return source.nodes[min(2, slot * 3 // 16_384)].port
+
+        await asyncio.to_thread(act)
+
+
+async def test_clients_are_told_the_address_that_they_reached(
+    make_cluster: MakeCluster, control_server: DatabaseServer, tmp_path: Path
+) -> None:
+    source = make_cluster(ServerKind.VALKEY_81)
+    twin = make_cluster(ServerKind.VALKEY_91, masters=1)
+    async with cluster_migration(source, twin, control_server, tmp_path) as local:
+        await local.gateway(host="::1")
+
+        def act() -> None:
+            with RedisCluster(host="::1", port=local.port) as client:
+                for number in range(60):
+                    client.set(f"k{number}", number)
+                assert {node.host for node in client.get_nodes()} == {"::1"}
+
+        await asyncio.to_thread(act)
+
+
+async def test_tls_clients_are_told_the_name_in_the_certificate(
+    make_cluster: MakeCluster, control_server: DatabaseServer, tmp_path: Path
+) -> None:
+    """In place of the address that they reached, which no certificate has to name."""
+    source = make_cluster(ServerKind.VALKEY_81)
+    twin = make_cluster(ServerKind.VALKEY_91, masters=1)
+    authority = Authority(tmp_path)
+    cert, key = authority.certificate("gw.test", "gateway")
+    listen: dict[str, object] = {"advertise": "elsewhere.test"}
+    async with cluster_migration(source, twin, control_server, tmp_path, listen=listen) as local:
+        await local.gateway(cert_file=cert, key_file=key, advertise="gw.test")
+        last = source.masters()[2]
+        moved = next(f"k{n}" for n in range(99) if source.master_of(f"k{n}") is last)
+        asked = [encode("CLUSTER", "SLOTS"), encode("CLUSTER", "SHARDS"), encode("GET", moved)]
+        frames = await asyncio.to_thread(
+            ask, local.port, *asked, tls=client_tls(authority), name="gw.test"
+        )
+        said = b"".join(frames)
+        assert b"127.0.0.1:" not in said
+        assert b"elsewhere" not in said
+        assert frames[0].count(b"$7\r\ngw.test\r\n") == 3
+        assert frames[1].count(b"tls-port\r\n:%d\r\n" % local.port) == 1
+        assert frames[2].endswith(b" gw.test:%d\r\n" % (local.port + 2))

@@ -18,8 +18,10 @@ from exodus.control.route import read_route
 from exodus.control.store import ControlStore
 from exodus.gateway.hub import Gateway
 from exodus.gateway.options import GatewayOptions
+from exodus.gateway.supervisor import Supervisor
 from exodus.gateway.tables import load_table
 from exodus.plan.address import Address
+from exodus.plan.plan import Plan
 from exodus.plan.settings import Listen
 from exodus.plan.vocabulary import Cutover, Feed
 from exodus.topology.watch import TopologyWatch
@@ -29,6 +31,7 @@ from tests.support.servers import DatabaseServer
 from tests.support.wait import wait_until
 
 LISTENERS = 8
+_COMMAND = [sys.executable, "-m", "tests.support.cluster_gateway"]
 
 
 def free_ports(count: int) -> int:
@@ -71,29 +74,55 @@ async def cluster_migration(
         await local.close()
 
 
-async def serve(control: Address, migration: str, process: str, folder: Path) -> None:
+async def serve(
+    control: Address, migration: str, process: str, folder: Path, fds: tuple[int, ...]
+) -> None:
     """Run one gateway process until SIGTERM, as `exodus gateway` does."""
     store = await ControlStore.connect(control, migration)
     plan = await store.plan()
     await TopologyWatch(plan, store).begin()
-    options = GatewayOptions(process, folder, "127.0.0.1", plan.gateway.port, drain_s=0.1)
+    port = plan.gateway.port
+    options = GatewayOptions(process, folder, "127.0.0.1", port, drain_s=0.1, listen_fds=fds)
     gateway = Gateway(store, plan, await load_table(plan), options)
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, gateway.stop)
     await gateway.run(await read_route(store))
     await store.close()
 
 
+def supervise(control: str, migration: str, process: str, folder: Path, workers: int) -> None:
+    """Run several workers until SIGTERM, as `exodus gateway --workers` does."""
+
+    def command(worker: str, own: Path, fds: list[int]) -> list[str]:
+        numbers = ",".join(map(str, fds))
+        return [*_COMMAND, control, migration, worker, str(own), "0", numbers]
+
+    plan = asyncio.run(_plan(Address.model_validate_json(control), migration))
+    Supervisor(
+        id_=process,
+        workers=workers,
+        state_dir=folder,
+        host="127.0.0.1",
+        port=plan.gateway.port,
+        listeners=plan.listener_count,
+        drain_s=0.1,
+        command=command,
+    ).run()
+
+
+async def _plan(control: Address, migration: str) -> Plan:
+    async with await ControlStore.connect(control, migration) as store:
+        return await store.plan()
+
+
 @contextmanager
 def gateway_process(
-    local: LocalMigration, process: str = "gw-1"
+    local: LocalMigration, process: str = "gw-1", *, workers: int = 0
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """A gateway in a process of its own, which serves when this returns."""
+    """A gateway in a process of its own, or several workers; it serves when this returns."""
     control = local.control.address().model_dump_json()
-    command = [sys.executable, "-m", "tests.support.cluster_gateway", control, local.plan.name]
+    command = [*_COMMAND, control, local.plan.name, process, str(local.folder / process)]
     with (local.folder / f"{process}.log").open("ab") as output:
-        running = subprocess.Popen(
-            [*command, process, str(local.folder / process)], stdout=output, stderr=output
-        )
+        running = subprocess.Popen([*command, str(workers), ""], stdout=output, stderr=output)
     try:
         wait_until(
             lambda: accepts(local.port), within_s=20, otherwise="the gateway does not listen"
@@ -115,5 +144,10 @@ def accepts(port: int) -> bool:
 
 if __name__ == "__main__":
     logging.basicConfig(level="INFO", format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    address, name, given_id, state = sys.argv[1:]
-    uvloop.run(serve(Address.model_validate_json(address), name, given_id, Path(state)))
+    control_json, name, given_id, state, count, lent = sys.argv[1:]
+    if int(count):
+        supervise(control_json, name, given_id, Path(state), int(count))
+    else:
+        sockets = tuple(int(each) for each in lent.split(",") if each)
+        at = Address.model_validate_json(control_json)
+        uvloop.run(serve(at, name, given_id, Path(state), sockets))

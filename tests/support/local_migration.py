@@ -77,7 +77,11 @@ class LocalMigration:
         return (plan or self.plan).model_copy(update={"gateway": Listen(port=self.port, **tls)})
 
     async def gateway(
-        self, process: str = "gw-1", port: int | None = None, **options: object
+        self,
+        process: str = "gw-1",
+        port: int | None = None,
+        host: str = "127.0.0.1",
+        **options: object,
     ) -> Gateway:
         await TopologyWatch(self.plan, self.store).begin()
         gateway = Gateway(
@@ -87,7 +91,7 @@ class LocalMigration:
             GatewayOptions(
                 process,
                 self.folder / process,
-                "127.0.0.1",
+                host,
                 port or self.port,
                 drain_s=0.1,
                 **options,

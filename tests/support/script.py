@@ -62,9 +62,9 @@ class Recorder:
     def unblock(self, client_id: int) -> None:
         self.calls.append(("unblock", client_id))
 
-    def told_error(self, head: bytes) -> bytes:
+    def told_error(self, head: bytes, *, by_server: bool) -> bytes:
         kind, slot, _ = head.split(b" ")
-        return b"%b %b gateway:7001" % (kind, slot)
+        return b"%b %b %b:7001" % (kind, slot, b"gateway" if by_server else b"doubted")
 
     def told_reply(self, word: bytes, frame: bytes) -> bytes:
         return b"$%d\r\n%b\r\n" % (len(word), word)

@@ -49,6 +49,7 @@ from exodus.plan.bounds import (
     HELD_BYTES_MAX,
     SHADOW_PAYLOAD_BYTES_MAX,
     STREAM_FRAME_BYTES,
+    SUBSCRIPTION_REPLY_BYTES_MAX,
     TRANSACTION_BYTES_MAX,
     WHOLE_REPLY_BYTES_MAX,
 )
@@ -65,6 +66,7 @@ _ON = REPLY_ON
 _DISCARD = encode("DISCARD")
 _INVALIDATE_ALL = b">2\r\n$10\r\ninvalidate\r\n_\r\n"
 _ERROR = 0x2D
+_SUBSCRIPTION_BYTES = SUBSCRIPTION_REPLY_BYTES_MAX
 _REDIRECTS = (b"MOVED ", b"ASK ")
 _CURSOR_HEAD_BYTES = 40  # of a reply to SCAN; they contain its cursor
 
@@ -275,7 +277,8 @@ class Session:
         buffer, cluster = self.parts.replies, self.parts.leg.cluster
         buffered = buffer.unsent + data if buffer.unsent else data
         found = buffer.scanner.feed(data)
-        if cluster and buffer.edits == 1 and not _may_redirect(buffered):
+        left = self.state.channels and buffered.find(b"sunsubscribe") >= 0
+        if cluster and buffer.edits == 1 and not left and not _may_redirect(buffered):
             self._relay(buffered, found, now, marks)
             return
         at = 0
@@ -287,7 +290,7 @@ class Session:
             silent = buffer.silent or buffer.skip_next
             buffer.spoken = False
             if cluster and reply.kind == _ERROR and reply.head.startswith(_REDIRECTS):
-                frame = b"-%b\r\n" % self.out.told_error(reply.head)
+                frame = self._redirect(reply.head)
             frame = self.matching.answered(reply, now, marks, frame)
             if self.matching.unblocked is not None:
                 self._send_again(now)
@@ -303,13 +306,21 @@ class Session:
         if whole:
             self.out.to_client(whole)
 
+    def _redirect(self, head: bytes) -> bytes:
+        """Return the error in place of a MOVED or ASK. Scripts and modules may answer anything."""
+        asked = self.pending.head
+        by_server = (
+            asked is not None and not asked.command.acts_on_error and self.parts.unread.why is None
+        )
+        return b"-%b\r\n" % self.out.told_error(head, by_server=by_server)
+
     def _relay(self, buffered: bytes, found: list[Reply], now: float, marks: list[Key]) -> None:
         """Pass on replies of a node of a cluster, none of which is a redirect."""
         buffer = self.parts.replies
         scanner, end = buffer.scanner, len(buffered)
         partial = 0 if scanner.broken is not None else scanner.partial_bytes
-        # An unfinished error may become a redirect. A part of another reply has gone out already.
-        if 0 < partial <= end and buffered[end - partial] == _ERROR:
+        # A part of an unfinished reply may have gone out already.
+        if 0 < partial <= end and self._kept_whole(buffered[end - partial], partial):
             end -= partial
             buffer.unsent, buffer.sent_bytes = buffered[end:], 0
         else:
@@ -319,13 +330,21 @@ class Session:
         for reply in found:
             self.matching.answered(reply, now, marks, _NOTHING)
 
+    def _kept_whole(self, first: int, unfinished_bytes: int) -> bool:
+        """Tell whether an unfinished reply of a node may become one that must be read whole: a
+        redirect, or the end of a sharded subscription.
+        """
+        return first == _ERROR or bool(
+            self.state.channels and unfinished_bytes <= _SUBSCRIPTION_BYTES
+        )
+
     def _pass_in_part(self, rest: bytes, passed: list[bytes]) -> bytes:
         """Pass on an unfinished reply if it may be; return what has to be kept of it."""
         buffer = self.parts.replies
         if not rest:
             return rest
-        may_be_redirect = self.parts.leg.cluster and not buffer.sent_bytes and rest[:1] == b"-"
-        if may_be_redirect and buffer.scanner.broken is None:
+        whole = self.parts.leg.cluster and not buffer.sent_bytes and buffer.scanner.broken is None
+        if whole and self._kept_whole(rest[0], len(rest)):
             return rest
         if self._may_pass_in_part(len(rest)):
             head = self.pending.head

@@ -32,6 +32,8 @@ cdef class Matching:
     cdef _end_skip(self)
     @cython.locals(parts=SessionParts, head=Pending)
     cdef bytes _pushed(self, Reply reply, double now, bytes frame)
+    @cython.locals(parts=SessionParts, head=Pending)
+    cdef bint _left_by_server(self, Reply reply, bytes frame) except -1
     @cython.locals(parts=SessionParts, state=SessionState, names=list)
     cdef bint _confirmed_one(self, Pending pending, Reply reply) except -1
     @cython.locals(parts=SessionParts, unread=UnreadTraffic)

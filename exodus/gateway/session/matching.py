@@ -61,7 +61,11 @@ class Matching:
             return self._pushed(reply, now, frame)
         failed = reply.kind in (_ERROR, _BULK_ERROR)
         state = parts.state
-        if state.channels and state.protocol == 2 and reply.first in OUT_OF_BAND:
+        if (
+            state.channels
+            and state.protocol == 2
+            and (reply.first in OUT_OF_BAND or self._left_by_server(reply, frame))
+        ):
             parts.replies.spoken = not parts.orders.silence_covers_pushes
             return frame
         if not parts.pending.count:
@@ -170,6 +174,8 @@ class Matching:
         """Take a push of RESP3. Only confirmations of subscriptions answer a request."""
         parts = self.parts
         parts.replies.spoken = not parts.orders.silence_covers_pushes
+        if self._left_by_server(reply, frame):
+            return frame
         head = parts.pending.head
         if head is None or not head.confirms or reply.first not in CONFIRMATIONS:
             return frame
@@ -182,6 +188,23 @@ class Matching:
                 head.command, head.key, now - head.since, head.size, reply.size, _NOTHING
             )
         return frame
+
+    def _left_by_server(self, reply: Reply, frame: bytes) -> bool:
+        """Tell whether a node ended a sharded subscription by itself: the slot moved away."""
+        parts = self.parts
+        if not parts.leg.cluster or reply.first != b"sunsubscribe":
+            return False
+        head = parts.pending.head
+        if head is not None and head.confirms and head.command.name == b"SUNSUBSCRIBE":
+            return False
+        try:
+            name = elements(frame)[1]
+        except (ValueError, IndexError):
+            return True  # longer than is kept: a replay subscribes again
+        parts.state.channels.discard(
+            b"SSUBSCRIBE " + frame[name.start : name.end - 2].partition(b"\r\n")[2]
+        )
+        return True
 
     def _confirmed_one(self, pending: Pending, reply: Reply) -> bool:
         """Take over one confirmation; tell whether the request has more to come."""

@@ -47,9 +47,13 @@ class Outlet(Protocol):
     def unblock(self, client_id: int) -> None:
         """End this connection's blocking command on the authority, as if its timeout had passed."""
 
-    def told_error(self, head: bytes) -> bytes:
+    def told_error(self, head: bytes, *, by_server: bool) -> bytes:
         """Return the first line of the error that the client gets in place of a MOVED or ASK. The
         session may be frozen when this returns: then it is about to be moved.
+
+        Args:
+            head: the first line of the server's error.
+            by_server: the server itself said it, and no script of a client.
         """
 
     def told_reply(self, word: bytes, frame: bytes) -> bytes:

@@ -151,6 +151,42 @@ def test_sharded_channels_are_replayed_slot_by_slot() -> None:
     assert [stage.shard_channels for stage in session.replay_stages()] == [(b"two",)]
 
 
+@pytest.mark.parametrize("third", [False, True])
+def test_a_subscription_that_a_node_ends_is_not_replayed(third: bool) -> None:
+    """The node says so when the slot moves away; nobody asked."""
+
+    def told(kind: bytes, name: bytes, count: int) -> bytes:
+        mark = b">" if third else b"*"
+        return b"%b3\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n:%d\r\n" % (
+            *(mark, len(kind), kind, len(name), name, count),
+        )
+
+    message = b"*3\r\n$8\r\nsmessage\r\n$3\r\ntwo\r\n$12\r\nsunsubscribe\r\n"
+    message = message.replace(b"*", b">") if third else message
+    ask = encode("SSUBSCRIBE", "one") + encode("SSUBSCRIBE", "two")
+    one = told(b"ssubscribe", b"one", 1) + told(b"ssubscribe", b"two", 2)
+    ended = told(b"sunsubscribe", b"one", 1)
+    sessions: list[Session] = []
+
+    def remembered(out: Recorder) -> Session:
+        sessions.append(made(out))
+        sessions[-1].state.protocol = 3 if third else 2
+        return sessions[-1]
+
+    (
+        Script(remembered)
+        >> ("from_client", ask)
+        << ("to_server", ask)
+        >> ("from_server", one)
+        << ("to_client", one)
+        >> ("from_server", message + ended + message)
+        << ("to_client", message + ended + message)
+    ).play_at_every_split()
+    for session in sessions:
+        assert session.state.channels == {b"SSUBSCRIBE two"}
+        assert session.opaque is None
+
+
 def test_a_script_that_another_node_has_to_run_changes_nothing() -> None:
     evaluated = encode("EVAL", "return 1", "1", "k")
     (
@@ -159,7 +195,7 @@ def test_a_script_that_another_node_has_to_run_changes_nothing() -> None:
         << ("log_intents", [(0, b"k")], None)
         << ("to_server", evaluated)
         >> ("from_server", MOVED)
-        << ("to_client", TOLD)
+        << ("to_client", TOLD.replace(b"gateway", b"doubted"))
     ).play_at_every_split()
 
 
