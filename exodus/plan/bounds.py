@@ -448,6 +448,7 @@ PROCESS_OWN_FILES = 64  # open files of the process itself
 # exodus/gateway/reporting.py
 REPORTING_NAMES_MAX = 100  # client names told one by one
 REPORTING_NAME_CHARS_MAX = 64
+CLUSTER_CLIENTS_MAX = 10_000  # that asked for the nodes of a cluster
 REPORTING_LOG_EVERY_S = 0.2  # looks for changes to log
 
 # exodus/gateway/route_following.py
