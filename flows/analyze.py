@@ -14,6 +14,7 @@ from tasks.advice import find_provider_risks, judge_provider, recommend
 from tasks.beside import compare_beside
 from tasks.checks import any_fatal, frames, open_findings, summary_lines, why_not_accepted
 from tasks.clients import direct_clients
+from tasks.cluster_fit import judge_cluster_fit
 from tasks.compatibility import (
     advice_lines,
     check_commands,
@@ -57,6 +58,7 @@ def analyze(migration: MigrationName = MIGRATION, seconds: Seconds = SECONDS) ->
     checks = [
         *sides,
         *judge_workload(workload, commands, direct),
+        *judge_cluster_fit(workload, facts["target"]["database_count"]),
         *judge_shapes(shapes),
         *judge_scripts(scripts),
         *judge_size(size),
@@ -90,6 +92,7 @@ def analyze(migration: MigrationName = MIGRATION, seconds: Seconds = SECONDS) ->
         "prefixes": workload["prefixes"],
         "hot-keys": workload["hot_keys"],
         "clients": workload["clients"],
+        "cluster-misfits": workload["misfits"] or [],
         "direct-clients": direct,
     }
     frame_of = {"commands": commands, "shapes": shapes, "sizing": size["rows"]}

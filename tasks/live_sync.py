@@ -20,7 +20,8 @@ from exodus.control.route import Route, change_route, read_route
 from exodus.control.store import ControlStore
 from exodus.copy.guard import set_writer_epoch
 from exodus.cutover.feed_choice import choose_feeds, chosen_feed
-from exodus.cutover.fence import Fence, blocks_exodus, read_record
+from exodus.cutover.fence import blocks_exodus, read_record
+from exodus.cutover.fence_cluster import fence_for
 from exodus.cutover.preconditions import check_fresh
 from exodus.cutover.rehearsal_report import check_rehearsal
 from exodus.engine import open_engine
@@ -181,7 +182,7 @@ async def _suspend_fence(it: Opened) -> None:
     """Lift a fence on the target that blocks Exodus too. After a rollback it protects nothing."""
     record = await read_record(it.store, Side.TARGET)
     if record is not None and await blocks_exodus(it.store, Side.TARGET):
-        async with Fence(it.store, Side.TARGET, it.plan) as fence:
+        async with fence_for(it.store, Side.TARGET, it.plan) as fence:
             await fence.lower(record)
 
 

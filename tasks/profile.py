@@ -73,6 +73,7 @@ async def learn_workload(it: Opened, seconds: float | None) -> Json:
         "connections": sum(snapshot["connections"] for snapshot in after.values()),
         "gateways": len(after),
         "risks": _risks(after),
+        "misfits": _misfits(before, after),
         "hot_keys": [{**row, "key": shown(row["key"])} for row in hot],
         "large_hot_keys": [{**row, "key": shown(row["key"])} for row in await _large(it, hot)],
         "prefixes": [
@@ -153,6 +154,24 @@ async def _large(it: Opened, hot: list[Json]) -> list[Json]:
                     name = kind.decode("ascii", "replace") if isinstance(kind, bytes) else str(kind)
                     rows.append({**row, "db": db, "type": name, "bytes": used})
     return rows
+
+
+def _misfits(before: dict[str, Json], after: dict[str, Json]) -> list[Json] | None:
+    """Return the requests of the window that a cluster would refuse, most frequent first; None:
+    they are not counted, since the target is no cluster.
+    """
+    if all(snapshot["misfits"] is None for snapshot in after.values()):
+        return None
+    found: Counter[tuple[str, str]] = Counter()
+    for process, snapshot in after.items():
+        for sign, rows in ((1, snapshot), (-1, before.get(process, {}))):
+            for row in rows.get("misfits") or []:
+                found[(row["command"], row["why"])] += sign * row["calls"]
+    return [
+        {"command": command, "why": why, "calls": calls}
+        for (command, why), calls in found.most_common()
+        if calls > 0
+    ]
 
 
 def _risks(snapshots: dict[str, Json]) -> dict[str, int]:

@@ -16,9 +16,9 @@ import uvloop
 
 from examples.shop.check import check
 from examples.shop.model import Model
-from examples.shop.place import Place
+from examples.shop.place import Place, connect
 from examples.shop.preload import preload
-from examples.shop.workload import Tally, Writer, connect, consume_jobs, produce_jobs
+from examples.shop.workload import Tally, Writer, consume_jobs, produce_jobs
 
 _WRITERS = 6
 _JOBS_PER_S = 20.0

@@ -8,6 +8,7 @@ from typing import Any
 import redis.asyncio as redis
 
 from examples.shop.model import Model, State, cold_expiry_ms, cold_key, cold_kind, cold_state
+from examples.shop.place import connect
 
 _BATCH = 500
 _READS = {
@@ -171,7 +172,7 @@ def _more_than(found: State, wanted: State) -> bool:
 async def check(model: Model, url: str) -> dict[str, Any]:
     """Compare a server with the model."""
     # One for each of a million replies costs more than reading it
-    client = redis.Redis.from_url(url, socket_timeout=None)
+    client = connect(url, timeout_s=None)
     findings = Findings()
     try:
         await _check_cold(client, model, findings)

@@ -8,21 +8,21 @@ import asyncio
 import contextlib
 import random
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any, cast
 
 import redis.asyncio as redis
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
 
 from examples.shop.check import read_expiries, read_state
 from examples.shop.model import Expiry, Model, State, cold_key, cold_kind, cold_state
-from examples.shop.place import Place
+from examples.shop.place import Place, connect, is_cluster
 
 # Capped, as a stream that is written for ever has to be; what is pending may be trimmed
 _STREAM_MAX = 500
 _LIST_MAX = 40
+_TOGETHER = {b"renamed": b"string", b"scripted-copy": b"scripted"}
 _ACCOUNTS = 8
 _ACCOUNT_START = 1_000
 _SCRIPT = """
@@ -30,17 +30,6 @@ local n = redis.call('HINCRBY', KEYS[1], 'hits', ARGV[1])
 redis.call('SET', KEYS[2], n)
 return n
 """
-
-
-def connect(url: str) -> redis.Redis:
-    """One connection that never repeats a write by itself."""
-    return redis.Redis.from_url(
-        url,
-        single_connection_client=True,
-        retry=Retry(NoBackoff(), 0),
-        socket_timeout=60,
-        socket_connect_timeout=10,
-    )
 
 
 @dataclass
@@ -53,10 +42,12 @@ class Tally:
     rides_failovers: bool = False  # connects again, as applications behind Sentinel do
     lost_connections: int = 0
     texts: list[str] = field(default_factory=list)
+    kinds: Counter[str] = field(default_factory=Counter)  # of all errors, by their class
     stall_ms_max: float = 0.0
 
     def error(self, exc: BaseException) -> None:
         """Count an error."""
+        self.kinds[type(exc).__name__] += 1
         if self.rides_failovers and isinstance(exc, redis.ConnectionError | OSError):
             self.lost_connections += 1
             return
@@ -79,7 +70,9 @@ class Writer:
         client: redis.Redis | None = None,
         pipelined: int = 0,
     ) -> None:
+        self.number, self.writers = number, writers
         self.prefix = b"shop:%d:" % number
+        self.tagged = is_cluster(place.url)
         self.model = model
         self.tally = tally
         self.draw = random.Random(model.seed * 7919 + number)  # noqa: S311 - reproducible, not secret
@@ -87,7 +80,6 @@ class Writer:
         self.url = place.url
         self.given = client is not None
         self.client = client or connect(self.url)
-        self.number, self.writers = number, writers
         self.pipelined = pipelined  # writes of other keys that are sometimes under way together
         self.script: Any = self.client.register_script(_SCRIPT)
         self.renames = 0
@@ -123,7 +115,10 @@ class Writer:
         ]
 
     def key(self, kind: bytes, number: int) -> bytes:
-        """A key of this writer."""
+        """A key of this writer. On a cluster, keys that one request names share a slot."""
+        if self.tagged:
+            tag = _TOGETHER.get(kind, kind)
+            return b"shop:{%d.%b}:%b:%d" % (self.number, tag, kind, number)
         return self.prefix + kind + b":%d" % number
 
     async def run(self, stop: asyncio.Event, per_s: float) -> None:

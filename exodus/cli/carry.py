@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
+from functools import partial
 from typing import Annotated, Any, Literal
 
 import typer
@@ -15,29 +18,31 @@ from exodus.cutover.beside_carry import Carried
 from exodus.cutover.beside_rows import Row
 from exodus.cutover.functions import carry_functions
 from exodus.engine import open_engine
+from exodus.net.leg import Leg
 from exodus.plan.migration_file import MigrationFile
+from exodus.plan.plan import Plan
 from exodus.topology.endpoint import Endpoint
 
 ReadMode = Literal["settings", "users", "functions"]
 Json = dict[str, Any]
+_BY_SERVER: dict[str, Callable[[Plan, Leg, Leg], Awaitable[Carried]]] = {
+    "settings": beside_carry.carry_settings,
+    "users": beside_carry.carry_users,
+}
 
 
 async def _carry(migration: MigrationFile, what: ReadMode | None) -> tuple[Carried, list[Row]]:
     plan, carried = migration.plan, Carried()
     async with await open_store(migration) as store:
         route = await read_route(store)
-        ends = [
-            await Endpoint(side, plan.address(side)).any_node()
-            for side in (route.authority, route.follower)
-        ]
+        ends = [Endpoint(side, plan.address(side)) for side in (route.authority, route.follower)]
         async with (
             await ends[0].connect(name="exodus-beside") as authority,
             await ends[1].connect(name="exodus-beside") as follower,
         ):
-            if what == "settings":
-                carried = await beside_carry.carry_settings(plan, authority, follower)
-            elif what == "users":
-                carried = await beside_carry.carry_users(plan, authority, follower)
+            if what in _BY_SERVER:
+                to_one = partial(_BY_SERVER[what], plan)
+                carried = await _to_each_node(to_one, ends[1], authority, follower)
             elif what == "functions":
                 found = await carry_functions(await open_engine(store, plan, route))
                 carried = Carried(
@@ -45,6 +50,27 @@ async def _carry(migration: MigrationFile, what: ReadMode | None) -> tuple[Carri
                     [f"# {name}: {why}" for name, why in found.failed.items()],
                 )
             return carried, await beside_keys.compare(plan, authority, follower)
+
+
+async def _to_each_node(
+    to_one: Callable[[Leg, Leg], Awaitable[Carried]], to: Endpoint, authority: Leg, follower: Leg
+) -> Carried:
+    """Carry to every server of the follower: those of a cluster share neither settings nor users,
+    and a replica may be a master next.
+    """
+    found = Carried()
+    here, there = (await authority.nodes())[0], await follower.nodes()
+    async with AsyncExitStack() as opened:
+        if to.cluster is not None:
+            for node in to.replicas():
+                leg = await node.connect(name="exodus-beside")
+                there.append(await opened.enter_async_context(leg))
+        for leg in there:
+            part = await to_one(here, leg)
+            where = f"{leg.address.place}: " if len(there) > 1 else ""
+            found.done += [f"{where}{line}" for line in part.done]
+            found.left += [f"{where}{line}" for line in part.left]
+    return found
 
 
 def carry(

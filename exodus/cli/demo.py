@@ -28,7 +28,7 @@ from exodus.control.store import ControlStore
 from exodus.engine import open_engine
 from exodus.errors import OperatorError, StackError
 from exodus.net.masters import located
-from exodus.plan.address import Address, Service
+from exodus.plan.address import Address, Cluster, Place, Service
 from exodus.plan.migration_file import MigrationFile, load_migration
 from exodus.plan.vocabulary import Phase, Side
 from exodus.stack.home import Home
@@ -130,9 +130,16 @@ def run_demo(demo: Demo) -> bool:
     return ok
 
 
+def _url_of(place: Place, *, login: bool = False) -> str:
+    """Return a side as the application is told it; with Exodus's login where it is to be read."""
+    address = place.seeds[0] if isinstance(place, Cluster) else asyncio.run(located(place))
+    scheme = "redis-cluster" if isinstance(place, Cluster) else "redis"
+    user = f"{address.username}:{address.secret('demo')}@" if login else ""
+    return f"{scheme}://{user}{address.host}:{address.port}"
+
+
 def _start_app(demo: Demo, file: MigrationFile) -> Started:
-    address = asyncio.run(located(file.plan.source))
-    source = f"redis://{address.host}:{address.port}"
+    source = _url_of(file.plan.source)
     _path(demo, "address").write_text(source)
     command = [
         sys.executable,
@@ -165,7 +172,8 @@ def _start_app(demo: Demo, file: MigrationFile) -> Started:
 
 def _move_app(demo: Demo, file: MigrationFile, app: Started) -> None:
     """Give the application the gateway's address; it goes on there."""
-    gateway = f"redis://{file.plan.gateway.host}:{file.plan.gateway.port}"
+    scheme = "redis-cluster" if isinstance(file.plan.source, Cluster) else "redis"
+    gateway = f"{scheme}://{file.plan.gateway.host}:{file.plan.gateway.port}"
     if _path(demo, "address").read_text() == gateway:
         return
     _path(demo, "address").write_text(gateway)
@@ -201,7 +209,11 @@ def _wait(condition: Callable[[], bool], app: Started, otherwise: str, within_s:
 
 def _run_phases(demo: Demo, file: MigrationFile, api: PrefectApi, app: Started) -> None:
     began = time.monotonic()
-    api.start(Phase.PRE_TEST, {"migration": file.plan.name})
+    if demo.topology is TopologyKind.CLUSTER:  # the phases before do not read a cluster's traffic
+        _move_app(demo, file, app)
+        api.start(Phase.MIGRATE, {"migration": file.plan.name})
+    else:
+        api.start(Phase.PRE_TEST, {"migration": file.plan.name})
     answered: set[tuple[str, str, int]] = set()
     changed = time.monotonic()
     fails_over = isinstance(file.plan.source, Service)
@@ -339,7 +351,8 @@ def _reconcile(demo: Demo, file: MigrationFile, app: Started) -> None:
     if demo.tamper:
         tamper(asyncio.run(located(file.plan.target)))
     with ThreadPoolExecutor(1) as pool:  # both only read
-        checking = pool.submit(_check_model, asyncio.run(located(file.plan.target)), told["model"])
+        target = _url_of(file.plan.target, login=True)
+        checking = pool.submit(_check_model, target, told["model"])
         # The shop's shortest expiries end, so that both counts include the same keys.
         time.sleep(_SHORT_TTL_S)
         found = asyncio.run(_compare(file))
@@ -379,9 +392,8 @@ def _failovers(file: MigrationFile, told: Json) -> Json:
     }
 
 
-def _check_model(target: Address, model: str) -> Json:
+def _check_model(url: str, model: str) -> Json:
     """Compare the target with the application's model, in a process of the application."""
-    url = f"redis://{target.username}:{target.secret('target')}@{target.host}:{target.port}"
     checked = subprocess.run(  # noqa: S603 - a module of Exodus
         [sys.executable, "-m", "examples.shop", "check", "--model", model, "--url", url, "--json"],
         cwd=project_root(),

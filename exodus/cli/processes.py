@@ -25,6 +25,7 @@ from exodus.gateway.process import serve
 from exodus.gateway.supervisor import Supervisor, worker_command
 from exodus.live.syncer import run_syncer
 from exodus.net.client import make_client
+from exodus.plan.address import split_place
 from exodus.plan.migration_file import MigrationFile
 from exodus.plan.plan import Plan
 from exodus.safe_text import LogFormatter
@@ -88,6 +89,23 @@ async def _plan(store: ControlStore, pinned: Plan) -> Plan:
             await asyncio.sleep(1)
 
 
+def _check_place(name: str, place: str | None) -> None:
+    """Check that an option is HOST:PORT.
+
+    Raises:
+        OperatorError: it is not.
+    """
+    try:
+        if place is not None:
+            split_place(place)
+    except ValueError as exc:
+        raise OperatorError(
+            f"{name}: {place!r} is not HOST:PORT",
+            why=str(exc),
+            next_step=f"{name} 127.0.0.1:26379",
+        ) from exc
+
+
 def gateway(
     id_: IdOption = "gateway-1",
     file: FileOption = None,
@@ -126,6 +144,23 @@ def gateway(
             help="expected connections, checked at the start against maxclients and open files",
         ),
     ] = 0,
+    sentinel_listen: Annotated[
+        str | None,
+        typer.Option(help="HOST:PORT at which to answer like a Sentinel that names this gateway"),
+    ] = None,
+    sentinel_service: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="service name that clients ask for, several times if needed (default: the plan's)"
+        ),
+    ] = None,
+    sentinel_announce: Annotated[
+        str | None,
+        typer.Option(
+            help="HOST:PORT to name as the master (default: the host that the client reached, and "
+            "the port of --listen)"
+        ),
+    ] = None,
     lend_own_certificate: Annotated[
         bool, typer.Option(help="show Exodus's certificate to a server for clients that show none")
     ] = False,
@@ -161,6 +196,18 @@ def gateway(
                 next_step="--listen 127.0.0.1:6400",
             )
         port = int(text)
+    for name, place in (
+        ("--sentinel-listen", sentinel_listen),
+        ("--sentinel-announce", sentinel_announce),
+    ):
+        _check_place(name, place)
+    if sentinel_listen and host.startswith("unix:") and not sentinel_announce:
+        raise OperatorError(
+            "--sentinel-listen: no address to name as the master",
+            why="the gateway listens on a Unix socket, and Sentinel clients connect by host and "
+            "port",
+            next_step="--sentinel-announce HOST:PORT, or --listen HOST:PORT",
+        )
     check_certificates(migration.plan, client_ca_file, lend=lend_own_certificate)
     if workers is not None:
         asyncio.run(check_address(migration.plan, host, lend=lend_own_address))
@@ -171,6 +218,8 @@ def gateway(
             "--cert-file": cert_file,
             "--key-file": key_file,
             "--client-ca-file": client_ca_file,
+            "--sentinel-listen": sentinel_listen,
+            "--sentinel-announce": sentinel_announce,
             "--advertise": advertise,
         }
         shared = [
@@ -194,6 +243,11 @@ def gateway(
             status_listen,
             *["--lend-own-certificate"] * lend_own_certificate,
             *["--lend-own-address"] * lend_own_address,
+            *[
+                word
+                for service in sentinel_service or ()
+                for word in ("--sentinel-service", service)
+            ],
         ]
         shared += ["--listen", host if host.startswith("unix:") else f"{host}:{port}"]
 
@@ -231,6 +285,9 @@ def gateway(
         pinned=migration.plan,
         listen_fds=tuple(listen_fd or ()),
         drain_s=drain_s,
+        sentinel_listen=sentinel_listen or "",
+        sentinel_services=tuple(sentinel_service or ()),
+        sentinel_announce=sentinel_announce or "",
         connections_expected=connections,
         settle=settle,
         advertise=advertise,

@@ -14,10 +14,11 @@ from exodus.control import registry
 from exodus.control.route import change_route, read_route
 from exodus.control.schema import fence_guard_key, guard_key, lane_guard_key, native_guard_key
 from exodus.control.store import ControlStore
-from exodus.copy.cluster_grants import guard_keys
+from exodus.copy.cluster_grants import EPOCH, guard_keys
 from exodus.copy.guard import set_writer_epoch
 from exodus.copy.scan import scan_once
-from exodus.cutover.fence import Fence, blocks_exodus, read_record
+from exodus.cutover.fence import blocks_exodus, read_record
+from exodus.cutover.fence_cluster import fence_for
 from exodus.errors import SourceError, TargetError
 from exodus.native import replica
 from exodus.net.client import answered
@@ -114,7 +115,7 @@ async def abandon(store: ControlStore, plan: Plan, *, clean_target: bool) -> Jso
     for side in Side:  # before live sync is stopped: a fence may keep Exodus out too
         record = await read_record(store, side)
         if record is not None:
-            async with Fence(store, side, plan) as fence:
+            async with fence_for(store, side, plan) as fence:
                 with contextlib.suppress(SourceError, TargetError):  # `remaining_keys` lists it
                     await fence.lower(record)
     stopped = await stop(store, plan, "abandoned: the source stays the authority")
@@ -153,6 +154,9 @@ async def _remove_own_keys(
             endpoint = Endpoint(side, plan.address(side))
             spread = guard_keys(plan.name) if endpoint.cluster is not None else []
             async with await endpoint.connect(name="exodus-clean") as leg:
+                if side is keep_fence_of:  # the guard of the fence is a field of these
+                    await leg.pipeline([("HSET", key, EPOCH, "ended") for key in spread])
+                    spread = []
                 await leg.call("UNLINK", *names, *spread, *also)
 
 

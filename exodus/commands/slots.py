@@ -73,6 +73,14 @@ class Shard:
         """Return whether a slot is its."""
         return any(first <= slot <= last for first, last in self.ranges)
 
+    def multiples(self, step: int) -> list[int]:
+        """Return its slots whose number is a multiple of `step`."""
+        return [
+            slot
+            for first, last in self.ranges
+            for slot in range(-(-first // step) * step, last + 1, step)
+        ]
+
     @property
     def slot_count(self) -> int:
         """Return how many slots it has."""

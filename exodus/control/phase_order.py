@@ -33,7 +33,7 @@ def due_phase(entries: list[LedgerEntry], plan: Plan) -> Phase | None:
     before Migrate are left out.
     """
     due = ledger.next_due(entries)
-    return Phase.MIGRATE if due in _WATCHING and not plan.has_gateways else due
+    return Phase.MIGRATE if due in _WATCHING and not plan.watches_traffic else due
 
 
 async def check_may_begin(store: ControlStore, plan: Plan, phase: Phase) -> None:
@@ -53,11 +53,10 @@ async def check_may_begin(store: ControlStore, plan: Plan, phase: Phase) -> None
             "`exodus start rollback` with abandon then ends live sync and leaves the target as "
             "it is",
         )
-    if phase in _WATCHING and not plan.has_gateways:
+    if phase in _WATCHING and not plan.watches_traffic:
         raise DecisionRefused(
             f"{phase} may not begin: a side of this migration is a cluster",
-            why="this phase watches the traffic of gateways, and they do not speak the cluster "
-            "protocol",
+            why="this phase captures, samples and rehearses requests for one server only",
             next_step="exodus start migrate; it checks both sides before it copies "
             "(docs/operating/cluster.md)",
         )
@@ -77,7 +76,7 @@ async def check_may_begin(store: ControlStore, plan: Plan, phase: Phase) -> None
             "apply for another one",
         )
     needed = _NEEDS.get(phase)
-    if needed is None or (needed in _WATCHING and not plan.has_gateways):
+    if needed is None or (needed in _WATCHING and not plan.watches_traffic):
         return
     retry = ledger.last_decision(entries, Phase.ROLLBACK, ledger.NEXT)
     voided_ms = ledger.voided_ms(entries, Phase.TEST) or 0

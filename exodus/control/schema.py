@@ -266,8 +266,8 @@ def lane_guard_key(migration: str, partition: int) -> bytes:
 
 
 def cluster_guard_key(migration: str, slot: int) -> bytes:
-    """Return the key in `slot` of a cluster that is what `guard_key` and `lane_guard_key` are on a
-    single follower: a hash with their values.
+    """Return the key in `slot` of a cluster that is what `guard_key`, `lane_guard_key` and
+    `fence_guard_key` are on a single server: a hash with their values.
     """
     return b"exodus:{%b}:guard" % tag_of(migration.encode(), slot)
 

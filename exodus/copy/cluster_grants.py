@@ -6,7 +6,7 @@ key moves with its slot. All of them have the same value, and a change of the
 right changes all. A node without any is not written to (docs/decisions/0022-cluster.md).
 
 A guard is a hash: field `epoch` has the writers' epoch, field `lane:N` the fencing token of
-partition N.
+partition N, field `fence` the switch that may fence this side (`exodus/cutover/fence_cluster.py`).
 """
 
 from __future__ import annotations
@@ -15,13 +15,14 @@ from collections.abc import Mapping, Sequence
 
 from exodus.commands.slots import SLOTS
 from exodus.control.schema import cluster_guard_key
-from exodus.net.leg import Reply, ReplyError
+from exodus.net.leg import Leg, Reply, ReplyError
 from exodus.plan.bounds import CLUSTER_GUARD_EVERY
 from exodus.resp.encode import Arg
 from exodus.topology.endpoint import Endpoint
 
 GUARD_SLOTS = range(0, SLOTS, CLUSTER_GUARD_EVERY)
 EPOCH = b"epoch"
+FENCE = b"fence"
 _REPLACE = """
 local found = redis.call('HGET', KEYS[1], ARGV[1])
 if (found or '') ~= ARGV[2] then return 0 end
@@ -35,24 +36,28 @@ def guard_keys(migration: str) -> list[bytes]:
     return [cluster_guard_key(migration, slot) for slot in GUARD_SLOTS]
 
 
-async def _ask(endpoint: Endpoint, commands: Sequence[Sequence[Arg]]) -> list[Reply]:
-    async with await endpoint.connect(name="exodus-right") as leg:
-        replies = await leg.pipeline(commands)
+async def _ask_on(leg: Leg, commands: Sequence[Sequence[Arg]]) -> list[Reply]:
+    replies = await leg.pipeline(commands)
     for reply in replies:
         if isinstance(reply, ReplyError):
             raise reply
     return replies
 
 
-async def read_epochs(endpoint: Endpoint, migration: str) -> dict[bytes, bytes | None]:
-    """Return guard key → writers' epoch there.
+async def _ask(endpoint: Endpoint, commands: Sequence[Sequence[Arg]]) -> list[Reply]:
+    async with await endpoint.connect(name="exodus-right") as leg:
+        return await _ask_on(leg, commands)
+
+
+async def read_fields(leg: Leg, migration: str, field: bytes) -> dict[bytes, bytes | None]:
+    """Return guard key → value of a field there.
 
     Raises:
         SourceError, TargetError: a node does not answer.
         hiredis.ReplyError: it refuses to tell.
     """
     keys = guard_keys(migration)
-    found = await _ask(endpoint, [("HGET", key, EPOCH) for key in keys])
+    found = await _ask_on(leg, [("HGET", key, field) for key in keys])
     return dict(zip(keys, found, strict=True))
 
 
@@ -66,20 +71,19 @@ async def set_epochs(endpoint: Endpoint, migration: str, epoch: int) -> None:
     await _ask(endpoint, [("HSET", key, EPOCH, epoch) for key in guard_keys(migration)])
 
 
-async def replace_epochs(
-    endpoint: Endpoint, befores: Mapping[bytes, bytes | None], after: bytes
+async def replace_fields(
+    leg: Leg, field: bytes, befores: Mapping[bytes, bytes | None], after: bytes
 ) -> bool:
-    """Give the right to `after` at each guard key that has its value of `befores`; return whether
-    all had.
+    """Set a field of each guard key that has its value of `befores`; return whether all had.
 
     Raises:
         SourceError, TargetError: a node does not answer; what was replaced stays.
         hiredis.ReplyError: it refuses.
     """
-    done = await _ask(
-        endpoint,
+    done = await _ask_on(
+        leg,
         [
-            ("EVAL", _REPLACE, 1, key, EPOCH, before or b"", after)
+            ("EVAL", _REPLACE, 1, key, field, before or b"", after)
             for key, before in befores.items()
         ],
     )

@@ -24,6 +24,7 @@ from exodus.copy.payload import Packed, State, Uncarried
 from exodus.copy.value import Command
 from exodus.errors import EpochEnded, NoRoom
 from exodus.net.leg import Leg, Reply, ReplyError, no_database
+from exodus.net.routed import RoutedLeg
 from exodus.plan.bounds import GUARD_TOUCHES_MAX
 from exodus.plan.vocabulary import Side
 from exodus.resp.encode import encode, encode_many
@@ -277,11 +278,21 @@ async def read_write_grants(endpoint: Endpoint, migration: str) -> dict[bytes, b
     Raises:
         SourceError, TargetError: the side does not answer.
     """
-    if endpoint.cluster is not None:
-        return await cluster_grants.read_epochs(endpoint, migration)
-    key = guard_key(migration)
     async with await endpoint.connect(name="exodus-right") as leg:
-        return {key: await leg.call("GET", key)}
+        return await read_write_grants_on(leg, migration)
+
+
+async def read_write_grants_on(leg: Leg, migration: str) -> dict[bytes, bytes | None]:
+    """Return the same, over a connection that is open already.
+
+    Raises:
+        SourceError, TargetError: the side does not answer.
+        hiredis.ReplyError: it refuses to tell.
+    """
+    if isinstance(leg, RoutedLeg):
+        return await cluster_grants.read_fields(leg, migration, cluster_grants.EPOCH)
+    key = guard_key(migration)
+    return {key: await leg.call("GET", key)}
 
 
 async def has_write_grant(follower: Endpoint, migration: str, epoch: int) -> bool:
@@ -313,9 +324,6 @@ async def replace_write_grant(
     Raises:
         SourceError, TargetError: the side does not answer.
     """
-    if endpoint.cluster is not None:
-        keys = cluster_grants.guard_keys(migration)
-        return await cluster_grants.replace_epochs(endpoint, dict.fromkeys(keys, before), after)
     async with await endpoint.connect(name="exodus-switch") as leg:
         return await replace_write_grant_on(leg, migration, before, after)
 
@@ -328,10 +336,19 @@ async def regain_write_grants(
     Raises:
         SourceError, TargetError: the side does not answer.
     """
-    if endpoint.cluster is not None:
-        return await cluster_grants.replace_epochs(endpoint, lacking, after)
-    (before,) = lacking.values()
-    return await replace_write_grant(endpoint, migration, before, after)
+    del migration  # the keys have its name
+    async with await endpoint.connect(name="exodus-switch") as leg:
+        return await regain_write_grants_on(leg, lacking, after)
+
+
+async def regain_write_grants_on(
+    leg: Leg, lacking: Mapping[bytes, bytes | None], after: bytes
+) -> bool:
+    """Return the same, over a connection that is open already."""
+    if isinstance(leg, RoutedLeg):
+        return await cluster_grants.replace_fields(leg, cluster_grants.EPOCH, lacking, after)
+    ((key, before),) = lacking.items()
+    return await _replace_on(leg, key, before, after)
 
 
 async def set_lane_grants(follower: Endpoint, migration: str, tokens: Mapping[int, int]) -> None:
@@ -372,8 +389,14 @@ async def lost_lane_grants(
 async def replace_write_grant_on(
     leg: Leg, migration: str, before: bytes | None, after: bytes
 ) -> bool:
-    """Return the same on one node, over a connection that is open already."""
-    key = guard_key(migration)
+    """Return the same, over a connection that is open already."""
+    if isinstance(leg, RoutedLeg):
+        befores = dict.fromkeys(cluster_grants.guard_keys(migration), before)
+        return await regain_write_grants_on(leg, befores, after)
+    return await _replace_on(leg, guard_key(migration), before, after)
+
+
+async def _replace_on(leg: Leg, key: bytes, before: bytes | None, after: bytes) -> bool:
     if await leg.watch(key) != before:
         await leg.call("UNWATCH")
         return False

@@ -152,13 +152,11 @@ class GuardedCluster(GuardedLeg):
         One that is on its way is avoided as long as there are others.
         """
         migration = self.guard.values[0][0].partition(b"{")[2].partition(b"}")[0].decode()
-        step = GUARD_SLOTS.step
         slots = [
             slot
             for shard in self._routed.shards
             if shard.master == node
-            for first, last in shard.ranges
-            for slot in range(-(-first // step) * step, last + 1, step)
+            for slot in shard.multiples(GUARD_SLOTS.step)
         ]
         stays = next((slot for slot in slots if slot not in self._moving), None)
         if stays is None and slots:

@@ -11,12 +11,14 @@ docs/operating/beside-keys.md lists every row.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from exodus.cutover.beside_read import Beside, SideUser, read
 from exodus.cutover.beside_rows import Row, StateOutcome
 from exodus.cutover.beside_settings import SETTINGS
 from exodus.cutover.functions import compare_libraries
 from exodus.net.leg import Leg
+from exodus.net.routed import together
 from exodus.plan.plan import Plan
 from exodus.plan.vocabulary import Side
 
@@ -24,13 +26,44 @@ _OWN_USERS = "exodus-"  # those that Exodus makes for MIGRATE begin like this
 
 
 async def compare(plan: Plan, authority: Leg, follower: Leg) -> list[Row]:
-    """Compare what two sides have beside their keys."""
-    ours, theirs = await read(authority), await read(follower)
+    """Compare what two sides have beside their keys.
+
+    The nodes of a cluster share none of it: the authority's first node is compared with each node
+    of the follower, and a row tells the node that is worst.
+    """
+    here, there = (await authority.nodes())[0], await follower.nodes()
+    ours, theirs = await read(here), await together(read(each) for each in there)
+    found: dict[str, Row] = {}
+    for node, beside in zip(there, theirs, strict=True):
+        for row in [
+            *_compare_servers(plan, here.side, ours, beside),
+            *await _libraries(here, node),
+        ]:
+            told = row
+            if len(there) > 1 and row.outcome is not StateOutcome.SAME:
+                told = replace(row, follower=f"{row.follower} (on {node.address.place})".strip())
+            if row.what not in found or _worse(row, found[row.what]):
+                found[row.what] = told
+    return list(found.values())
+
+
+_ORDER = (
+    StateOutcome.SAME,
+    StateOutcome.DIFFERS,
+    StateOutcome.NOT_PROVABLE,
+    StateOutcome.REQUIRED,
+)
+
+
+def _worse(row: Row, other: Row) -> bool:
+    return _ORDER.index(row.outcome) > _ORDER.index(other.outcome)
+
+
+def _compare_servers(plan: Plan, authority: Side, ours: Beside, theirs: Beside) -> list[Row]:
     return [
-        *_users(plan, ours, theirs, authority.side),
-        *_settings(ours, theirs, authority.side, follower.side),
-        *_modules(ours, theirs, authority.side, follower.side),
-        *await _libraries(authority, follower),
+        *_users(plan, ours, theirs, authority),
+        *_settings(ours, theirs, authority, authority.other),
+        *_modules(ours, theirs, authority, authority.other),
         *_scripts(ours, theirs),
     ]
 

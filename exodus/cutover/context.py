@@ -18,6 +18,7 @@ from exodus.control.process import STORE_ERRORS
 from exodus.control.route import Route, change_route, read_route
 from exodus.control.store import ControlStore
 from exodus.cutover.fence import Fence
+from exodus.cutover.fence_cluster import fence_for
 from exodus.cutover.preconditions import NOTHING_MORE, Approved
 from exodus.cutover.topology_check import Standing
 from exodus.errors import CutoverAborted, DecisionRefused, SwitchUnknown
@@ -57,7 +58,9 @@ class Switch:
     store_run: str = ""  # the control store's, when the hold began
     before_hold: dict[int, bytes] = field(default_factory=dict)
     comparison: Comparison | None = None
-    old_grant: bytes | None = None  # the guard's value on the old authority before
+    old_grants: dict[bytes, bytes | None] = field(
+        default_factory=dict
+    )  # the guards' values on the old authority before
     blocks_exodus: bool = (
         False  # the fence on the new side refuses our own writes too, where nobody lets us in
     )
@@ -68,7 +71,10 @@ class Switch:
     legs_turn: asyncio.Lock = field(
         default_factory=asyncio.Lock
     )  # of who asks over `legs` beside another task
-    standing: Standing = field(default_factory=dict)  # of services, when the switch began
+    standing: Standing = field(
+        default_factory=dict
+    )  # of services and clusters, when the switch began
+    listeners: dict[str, int] = field(default_factory=dict)  # versions of the maps then, by side
     scripts_loaded: set[bytes] = field(default_factory=set)  # on the new side, by digest
     while_held: ExitStack = field(default_factory=ExitStack)
     _fences: dict[Side, Fence] = field(default_factory=dict)
@@ -85,7 +91,7 @@ class Switch:
 
     def fence(self, side: Side) -> Fence:
         """Return the fence of a side, with its connections kept."""
-        return self._fences.setdefault(side, Fence(self.store, side, self.plan))
+        return self._fences.setdefault(side, fence_for(self.store, side, self.plan))
 
     @property
     def fenced_servers(self) -> set[str] | None:

@@ -14,8 +14,9 @@ another value and changes nothing (race rule 6).
 `open` lowers the fence and keeps the grant to raise it again. The grant is taken from the value
 that `check_possible` saw. A switch that was frozen while another one came and went gets none.
 
-A service behind Sentinel is fenced on its master and on every replica (`fence_replicas.py`). The
-record keeps what was before for each of them. `keep_raised` fences servers that appear later.
+A service behind Sentinel is fenced on its master and on every replica (`fence_replicas.py`), a
+cluster on every node (`fence_cluster.py`, which `fence_for` chooses). The record keeps what was
+before for each of them. `keep_raised` fences servers that appear later.
 """
 
 from __future__ import annotations
@@ -63,14 +64,19 @@ class Record:
 
     switch: str  # id of the switch that it belongs to
     kind: str
-    kept: Kept  # as it was before; of a service: on the master that was fenced
+    kept: Kept  # as it was before; of several servers: on the master that was fenced first
     master: str = ""  # host:port of that master; empty for a standalone server
-    nodes: dict[str, Kept] = field(default_factory=dict)  # the same of other servers of a service
+    nodes: dict[str, Kept] = field(default_factory=dict)  # the same of the other servers
     lowered: list[str] = field(default_factory=list)  # servers whose fence is down for good
 
     def kept_of(self, server: str) -> Kept | None:
         """Return what was before on one server; None where it was not fenced."""
         return self.kept if self.master in ("", server) else self.nodes.get(server)
+
+    @property
+    def servers(self) -> list[str]:
+        """Return the servers that were fenced; empty for a standalone server."""
+        return [self.master, *self.nodes] if self.master else []
 
 
 async def read_record(store: ControlStore, side: Side) -> Record | None:
@@ -107,6 +113,9 @@ async def read_confirmation(store: ControlStore, plan: Plan, side: Side) -> Kept
 class Fence:
     """The fence of one side. Keeps its connections until `close`, or the end of `async with`."""
 
+    _other = "replica"  # what a server is that is not the first
+    _page = "docs/operating/sentinel.md"
+
     def __init__(self, store: ControlStore, side: Side, plan: Plan) -> None:
         self._store = store
         self._side = side
@@ -121,6 +130,7 @@ class Fence:
             None  # the guard's value when it was checked that this side can be fenced
         )
         self._prepared: Record | None = None
+        self._before: bytes = b""  # the record as it was then
 
     async def close(self) -> None:
         """Give the connections back."""
@@ -206,8 +216,7 @@ class Fence:
             DecisionRefused: by nothing that it allows, or that the plan names.
         """
         try:
-            found = await self._ask(("GET", self._guard))
-            self._seen = None if isinstance(found[0], ReplyError) else found[0]
+            await self._see_guard()
             feed, word = (
                 (await read_route(self._store)).feed,
                 await read_confirmation(self._store, self._plan, self._side),
@@ -229,29 +238,45 @@ class Fence:
                 f"(docs/operating/users.md), or choose fence.{self._side} in the "
                 "migration file (docs/operating/fences.md)",
             )
-        await self._check_replicas(method)
+        await self._check_others(method)
         self._method = method
         return method
 
-    async def _check_replicas(self, method: FenceMethod) -> None:
-        """Check that every replica of a service can be fenced in the same way.
+    async def _see_guard(self) -> None:
+        """Note the guard's value: the right to fence is taken from it."""
+        found = await self._ask(("GET", self._guard))
+        self._seen = None if isinstance(found[0], ReplyError) else found[0]
+
+    async def _check_others(self, method: FenceMethod) -> None:
+        """Check that every other server of the side can be fenced in the same way.
 
         Raises:
             DecisionRefused: one cannot.
         """
-        for name in await self._replicas.current():
+        first, *others = (await self._servers()).items()
+        del first
+        for name, call in others:
             try:
-                await self._replicas.call(name, ("PING",))
-                why = await method.why_not(self._on(name))
+                await call(("PING",))
+                why = await method.why_not(call)
             except (ExodusError, ReplyError) as exc:
                 why = exc.why if isinstance(exc, ExodusError) else str(exc)
             if why is not None:
                 raise DecisionRefused(
-                    f"the {self._side} cannot be fenced on its replica {name}",
+                    f"the {self._side} cannot be fenced on its {self._other} {name}",
                     why=why,
                     next_step=f"let Exodus reach every server of the {self._side} (address_map) "
-                    "with the same user and rights (docs/operating/sentinel.md), then retry",
+                    f"with the same user and rights ({self._page}), then retry",
                 )
+
+    async def _servers(self) -> dict[str, Call]:
+        """Return the servers that can be fenced now, and how each is asked; a master first.
+
+        Raises:
+            SourceError, TargetError: which these are is not known.
+        """
+        found: dict[str, Call] = {await self._master(): self._ask}
+        return found | {name: self._on(name) for name in await self._replicas.current()}
 
     async def prepare(self, switch: str) -> None:
         """Look up what is now, give `switch` the right to fence, connect for the proof. Nobody
@@ -262,30 +287,34 @@ class Fence:
             CutoverAborted: another switch took the right since `check_possible`.
         """
         method = self._method or await self.check_possible()
-        master = await self._master()
-        found = {master: await self._by_method(method.look(self._ask))}
-        for name in await self._replicas.current():
-            found[name] = await self._by_method(method.look(self._on(name)))
-        before = await self.record()
+        servers = await self._servers()
+        found = {name: await self._by_method(method.look(call)) for name, call in servers.items()}
+        self._before = await answered(self._store.client.get(self._key)) or b""
+        before = Record(**orjson.loads(self._before)) if self._before else None
         if before is not None and before.kind == method.kind:
             for name in found:
                 found[name] |= before.kept_of(name) or {}  # as it was before any fence of ours
+        master = next(iter(found))
         self._prepared = Record(switch, method.kind, found.pop(master), master, found)
-        if not await self._change(self._seen, [("SET", self._guard, switch)]):
+        if not await self._take_guard(switch):
             raise CutoverAborted(
                 f"the {self._side} was not fenced",
                 why="another switch took the right to it meanwhile",
                 next_step="look at `exodus status`",
             )
+        await self._meet_strangers()
+
+    async def _take_guard(self, switch: str) -> bool:
+        """Give a switch the right to fence; return whether nobody else took it since
+        `check_possible`.
+        """
+        return await self._change(self._seen, [("SET", self._guard, switch)])
+
+    async def _meet_strangers(self) -> None:
+        """Connect as an application that needs no password, for the proof."""
         try:
-            plain = self._address.model_copy(
-                update={
-                    "username": None,
-                    "password": None,
-                    "password_env": None,
-                    "password_file": None,
-                }
-            )
+            nobody = dict.fromkeys(("username", "password", "password_env", "password_file"))
+            plain = self._address.model_copy(update=nobody)
             self._probe = await Leg.connect(plain, self._side, name="exodus-probe")
         except OperatorError:
             self._probe = (
@@ -306,13 +335,49 @@ class Fence:
                 why="raise_ came before prepare",
                 next_step="report this; nothing was changed",
             )
-        # Written down before it is up: who finds the fence after a crash of ours must know what to
-        # give back.
-        kept = answered(
-            self._store.client.set(self._store.keys.fence(self._side), orjson.dumps(asdict(record)))
-        )
+        try:
+            return await self._raise(record, method)
+        except DoesNotHold as exc:
+            raise error_of(self._side)(
+                f"the fence on the {self._side} does not hold",
+                why=str(exc),
+                next_step="nothing was switched; see docs/operating/fences.md",
+            ) from exc
+
+    async def _write_down(self, record: Record) -> None:
+        """Keep the record, before the fence is up: who finds the fence after a crash of ours must
+        know what to give back.
+
+        Raises:
+            CutoverAborted: another switch has a record there.
+        """
+        if not await self._replace(self._before, record):
+            raise CutoverAborted(
+                f"the {self._side} was not fenced",
+                why="another switch took the right to it meanwhile",
+                next_step="look at `exodus status`",
+            )
+
+    @property
+    def _key(self) -> str:
+        return self._store.keys.fence(self._side)
+
+    async def _replace(self, before: bytes, after: Record) -> bool:
+        """Replace the record as it was read; return whether nobody else did."""
+        wanted = orjson.dumps(asdict(after))
+        done = await answered(self._store.client.eval(_REPLACE, 1, self._key, before, wanted))
+        return bool(int(done))
+
+    async def _raise(self, record: Record, method: FenceMethod) -> dict[str, str]:
+        """Raise the fence on every server, and prove it.
+
+        Raises:
+            DoesNotHold: it lets writes pass.
+            ExodusError: as `raise_` does.
+        """
         _, (_, found, *replies) = await asyncio.gather(
-            kept, self._call(("WATCH", self._guard), ("GET", self._guard), *method.recheck())
+            self._write_down(record),
+            self._call(("WATCH", self._guard), ("GET", self._guard), *method.recheck()),
         )
         stale = method.stale(replies, record.kept)
         if found != record.switch.encode() or stale is not None:
@@ -335,15 +400,8 @@ class Fence:
                 why="another switch took the right to it",
                 next_step="look at `exodus status`",
             )
-        try:
-            await asyncio.gather(*[self._raise_on(name, record) for name in record.nodes])
-            return await self._by_method(method.prove(self._ask, self._probe, record.kept))
-        except DoesNotHold as exc:
-            raise error_of(self._side)(
-                f"the fence on the {self._side} does not hold",
-                why=str(exc),
-                next_step="nothing was switched; see docs/operating/fences.md",
-            ) from exc
+        await asyncio.gather(*[self._raise_on(name, record) for name in record.nodes])
+        return await self._by_method(method.prove(self._ask, self._probe, record.kept))
 
     async def _raise_on(self, name: str, record: Record) -> None:
         """Raise the fence on a replica, and prove it.
@@ -372,7 +430,7 @@ class Fence:
 
     @property
     def fenced_servers(self) -> set[str]:
-        """Return the servers of a service that this fence was raised on."""
+        """Return the servers of a service or cluster that this fence was raised on."""
         record = self._prepared
         return set() if record is None else {record.master, *record.nodes}
 
@@ -408,13 +466,10 @@ class Fence:
         if record is None:
             return 0
         method, ended = self._method_of(record), 0
-        kept = record.kept_of(await self._master())
-        if kept is not None:
-            ended += await self._by_method(method.kill_strays(self._ask, kept))
-        for name in await self._replicas.current():
+        for name, call in (await self._servers()).items():
             kept = record.kept_of(name)
             if kept is not None:
-                ended += await self._by_method(method.kill_strays(self._on(name), kept))
+                ended += await self._by_method(method.kill_strays(call, kept))
         return ended
 
     async def open(self, record: Record) -> None:
@@ -469,32 +524,33 @@ class Fence:
         if not await answered(
             self._store.client.exists(self._store.keys.fence_suspended(self._side))
         ):
-            await self.resume(await self._with_new_servers(record))
+            wider, failed = await self._with_new_servers(record)
+            await self.resume(wider)
+            if failed:
+                raise failed[0]
 
-    async def _with_new_servers(self, record: Record) -> Record:
+    async def _with_new_servers(self, record: Record) -> tuple[Record, list[ExodusError]]:
         """Note what is now on servers that were not fenced yet: who lowers the fence must know it.
+        Return the record, and the errors of servers that cannot be asked.
 
         Where another process does the same, its record counts at the next look.
         """
         method = self._method_of(record)
-        places: dict[str, Call] = {await self._master(): self._ask}
-        places |= {name: self._on(name) for name in await self._replicas.current()}
-        new = {
-            name: await self._by_method(method.look(call))
-            for name, call in places.items()
-            if record.kept_of(name) is None
-        }
+        new: dict[str, Kept] = {}
+        failed: list[ExodusError] = []
+        for name, call in (await self._servers()).items():
+            if record.kept_of(name) is None:
+                try:
+                    new[name] = await self._by_method(method.look(call))
+                except ExodusError as exc:
+                    failed.append(exc)
         if not new:
-            return record
-        key = self._store.keys.fence(self._side)
-        raw = await answered(self._store.client.get(key))
+            return record, failed
+        raw = await answered(self._store.client.get(self._key))
         if raw is None or Record(**orjson.loads(raw)) != record:
-            return record
+            return record, failed
         wider = replace(record, nodes={**record.nodes, **new})
-        done = await answered(
-            self._store.client.eval(_REPLACE, 1, key, raw, orjson.dumps(asdict(wider)))
-        )
-        return wider if int(done) else record
+        return (wider if await self._replace(raw, wider) else record), failed
 
     async def lower(self, record: Record) -> None:
         """Give back what was taken, for good.
@@ -526,13 +582,7 @@ class Fence:
             await self._change(guard, down)
             down = []
         await self._change(guard, [ended, *down])
-        await answered(
-            self._store.client.eval(_FORGET, 1, self._store.keys.fence(self._side), record.switch)
-        )
-        if record.kind == FenceKind.PROVIDER:
-            await answered(
-                self._store.client.delete(self._store.keys.fence_confirmation(self._side))
-            )  # the way may be open again: to be said anew
+        await self._forget(record)
 
     def _check_all_lowered(self, record: Record) -> None:
         """Check that no server of the service is left fenced: it may be the master one day.
@@ -550,15 +600,20 @@ class Fence:
                 next_step="start it; or remove it, then SENTINEL RESET on each Sentinel",
             )
 
-    async def _note_lowered(self, record: Record, server: str) -> Record:
-        """Note that a server's fence is down, so that nobody lowers it again over what its owner
-        sets from then on.
+    async def _note_lowered(self, record: Record, *servers: str) -> Record:
+        """Note that the fence of servers is down, so that nobody lowers it again over what their
+        owner sets from then on.
         """
-        key = self._store.keys.fence(self._side)
-        raw = await answered(self._store.client.get(key))
-        after = replace(record, lowered=[*record.lowered, server])
+        raw = await answered(self._store.client.get(self._key))
+        after = replace(record, lowered=[*record.lowered, *servers])
         if raw is not None and Record(**orjson.loads(raw)) == record:
-            await answered(
-                self._store.client.eval(_REPLACE, 1, key, raw, orjson.dumps(asdict(after)))
-            )
+            await self._replace(raw, after)
         return after
+
+    async def _forget(self, record: Record) -> None:
+        """Remove the record of a fence that is down."""
+        await answered(self._store.client.eval(_FORGET, 1, self._key, record.switch))
+        if record.kind == FenceKind.PROVIDER:
+            await answered(
+                self._store.client.delete(self._store.keys.fence_confirmation(self._side))
+            )  # the way may be open again: to be said anew

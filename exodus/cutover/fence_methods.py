@@ -24,10 +24,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, ClassVar, cast
 
+from exodus.commands.slots import is_redirect
 from exodus.errors import OperatorError
 from exodus.net.info import info_of, is_sentinel
 from exodus.net.leg import Leg, ReplyError
-from exodus.plan.address import Service
+from exodus.plan.address import Address
 from exodus.plan.own_keys import RESERVED_PREFIX
 from exodus.plan.plan import Plan
 from exodus.plan.vocabulary import Feed, FenceKind, Side
@@ -36,9 +37,8 @@ Command = tuple[Any, ...]
 Call = Callable[..., Awaitable[list[Any]]]  # commands → replies, errors as values
 Kept = dict[str, Any]  # what must be known to undo a fence; no secret is in it
 
-_PROBE = RESERVED_PREFIX + b"fence}:probe"
-_WRITE = ("SET", _PROBE, "1", "PX", 1)
-_SCRIPT = ("EVAL", "return redis.call('SET', KEYS[1], '1', 'PX', 1)", 1, _PROBE)
+PROBE = RESERVED_PREFIX + b"fence}:probe"
+_SCRIPT = "return redis.call('SET', KEYS[1], '1', 'PX', 1)"
 _NEVER_MET = 1_000_000  # replicas
 _NOBODY = (
     "127.0.0.1",
@@ -50,6 +50,10 @@ _OURS = "exodus"  # how the names of our connections begin
 
 class DoesNotHold(Exception):
     """A fence that is up lets writes pass, or reads not."""
+
+
+def _write(probe: bytes) -> Command:
+    return ("SET", probe, "1", "PX", 1)
 
 
 def _text(value: object) -> str:
@@ -107,9 +111,16 @@ class FenceMethod(ABC):
         return []
 
     @abstractmethod
-    async def prove(self, call: Call, stranger: Leg | None, kept: Kept) -> dict[str, str]:
-        """Show that writes are refused; who → how it was shown. `stranger` is an application that
-        needs no password.
+    async def prove(
+        self, call: Call, stranger: Leg | None, kept: Kept, probe: bytes = PROBE
+    ) -> dict[str, str]:
+        """Show that writes are refused; who → how it was shown.
+
+        Args:
+            call: asks the server as Exodus.
+            stranger: an application that needs no password.
+            kept: what `look` found.
+            probe: the key to write; on a cluster one that this node has.
 
         Raises:
             DoesNotHold: they are not.
@@ -155,8 +166,8 @@ class AclFence(FenceMethod):
     kind = FenceKind.ACL
 
     def __init__(self, ours: Iterable[str] = (), *, watched: bool = False) -> None:
-        """`ours` are the names of further users of Exodus's own; `watched`: by Sentinels, which may
-        be connected as a fenced user.
+        """`ours` are the names of further users of Exodus's own; `watched`: by Sentinels, or by the
+        other nodes of a cluster, which may be connected as a fenced user.
         """
         self._ours = frozenset(ours)
         self._watched = watched
@@ -240,18 +251,20 @@ class AclFence(FenceMethod):
             for user, rules in kept.items()
         ]
 
-    async def prove(self, call: Call, stranger: Leg | None, kept: Kept) -> dict[str, str]:
+    async def prove(
+        self, call: Call, stranger: Leg | None, kept: Kept, probe: bytes = PROBE
+    ) -> dict[str, str]:
         """Prove the fence by the strongest check of this server: a write as `default`, a dry run,
         or the rules read back.
         """
         asked = [
             command
             for user in kept
-            for command in (("ACL", "DRYRUN", user, *_WRITE), ("ACL", "GETUSER", user))
+            for command in (("ACL", "DRYRUN", user, *_write(probe)), ("ACL", "GETUSER", user))
         ]
         replies = await call(*asked)
-        said = _text((await stranger.pipeline([_WRITE]))[0]) if stranger is not None else ""
-        if said == "OK":
+        said = _text((await stranger.pipeline([_write(probe)]))[0]) if stranger is not None else ""
+        if said == "OK" or is_redirect(said):  # a node looks at rights before it redirects
             raise DoesNotHold("the user 'default' could still write")
         proofs: dict[str, str] = {}
         for user, dry, facts in zip(kept, replies[::2], replies[1::2], strict=True):
@@ -301,10 +314,13 @@ class _SideWideFence(FenceMethod):
 
     code: ClassVar[str]  # of the error that a write then gets
 
-    async def prove(self, call: Call, stranger: Leg | None, kept: Kept) -> dict[str, str]:
+    async def prove(
+        self, call: Call, stranger: Leg | None, kept: Kept, probe: bytes = PROBE
+    ) -> dict[str, str]:
         """Prove that a write and a script's write are refused, and a read is not."""
         del stranger, kept
-        write, script, read = await call(_WRITE, _SCRIPT, ("GET", _PROBE))
+        script_write = ("EVAL", _SCRIPT, 1, probe)
+        write, script, read = await call(_write(probe), script_write, ("GET", probe))
         if not _text(write).startswith(self.code):
             raise DoesNotHold(f"a write was answered with {_text(write)!r}, not with {self.code}")
         if not isinstance(script, ReplyError):
@@ -441,9 +457,11 @@ class ProviderFence(FenceMethod):
         del call
         return dict(self._confirmed or {})
 
-    async def prove(self, call: Call, stranger: Leg | None, kept: Kept) -> dict[str, str]:
+    async def prove(
+        self, call: Call, stranger: Leg | None, kept: Kept, probe: bytes = PROBE
+    ) -> dict[str, str]:
         """Their word."""
-        del call, stranger
+        del call, stranger, probe
         return {"everybody": f"{kept['by']} confirmed: {kept['instruction']}"}
 
 
@@ -488,8 +506,8 @@ async def choose_fence_method(
         if wanted is FenceKind.AUTO
         else [wanted]
     )
-    watched = isinstance(plan.address(side), Service)
-    if watched:  # Sentinel would make it a master again
+    watched = not isinstance(plan.address(side), Address)
+    if watched:  # Sentinel would make it a master again, and a cluster has no REPLICAOF
         kinds = [kind for kind in kinds if kind is not FenceKind.REPLICA]
     reasons: list[str] = []
     for kind in kinds:

@@ -14,8 +14,8 @@ import asyncio
 import time
 
 from exodus.cutover.fence_methods import Command
-from exodus.errors import ExodusError
-from exodus.net.leg import Leg, Reply, ReplyError, close_all, error_of
+from exodus.cutover.fence_servers import FencedServers
+from exodus.net.leg import Leg, Reply, close_all, error_of
 from exodus.net.masters import Lookout, master_of
 from exodus.plan.address import Place, Service
 from exodus.plan.bounds import FENCE_POLL_S, FENCE_REPLICA_S
@@ -23,11 +23,14 @@ from exodus.plan.vocabulary import Side
 from exodus.topology.endpoint import Endpoint
 
 
-class Replicas:
+class Replicas(FencedServers):
     """Connections to the replicas of one side, kept until `close`."""
 
+    _what = "replica"
+    _page = "docs/operating/sentinel.md"
+
     def __init__(self, side: Side, place: Place, guard: bytes) -> None:
-        self._side = side
+        super().__init__(side)
         self._place = place
         self._guard = guard
         self._legs: dict[str, Leg] = {}
@@ -104,33 +107,11 @@ class Replicas:
         """
         deadline = time.monotonic() + FENCE_REPLICA_S
         while True:
-            _, found = await self._sure(name, ("WATCH", self._guard), ("GET", self._guard))
+            _, found = await self.sure(name, ("WATCH", self._guard), ("GET", self._guard))
             if found == guard:
                 break
-            await self._sure(name, ("UNWATCH",))
+            await self.sure(name, ("UNWATCH",))
             if time.monotonic() > deadline:
                 return False
             await asyncio.sleep(FENCE_POLL_S)
-        await self._sure(name, ("MULTI",))
-        outcome = (await self.call(name, *commands, ("EXEC",)))[-1]
-        if outcome is None:
-            return False
-        for reply in outcome if isinstance(outcome, list) else [outcome]:
-            if isinstance(reply, ReplyError):
-                raise self._refused(name, reply)
-        return True
-
-    async def _sure(self, name: str, *commands: Command) -> list[Reply]:
-        replies = await self.call(name, *commands)
-        for reply in replies:
-            if isinstance(reply, ReplyError):
-                raise self._refused(name, reply)
-        return replies
-
-    def _refused(self, name: str, reply: ReplyError) -> ExodusError:
-        return error_of(self._side)(
-            f"the replica {name} of the {self._side} refuses what its fence needs",
-            why=str(reply),
-            next_step="give Exodus's user the same rights on every server of the service "
-            "(docs/operating/sentinel.md)",
-        )
+        return await self.transaction(name, commands)

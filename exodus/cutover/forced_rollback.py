@@ -12,10 +12,9 @@ import secrets
 from typing import Any
 
 from exodus.control.route import change_route, read_route
-from exodus.control.schema import guard_key
 from exodus.control.store import ControlStore
-from exodus.copy.guard import replace_write_grant
-from exodus.cutover.fence import Fence
+from exodus.copy.guard import read_write_grants, regain_write_grants
+from exodus.cutover.fence_cluster import fence_for
 from exodus.cutover.settle import closed, settle
 from exodus.errors import DecisionRefused, ExodusError
 from exodus.plan.bounds import CONNECT_TIMEOUT_S, FORCED_ROLLBACK_BETWEEN_S, FORCED_ROLLBACK_TRIES
@@ -75,13 +74,12 @@ async def force_back(store: ControlStore, plan: Plan) -> dict[str, Any]:
         )
     switch = secrets.token_hex(6)
     source = Endpoint(Side.SOURCE, plan.source)
-    async with await source.connect(name="exodus-switch") as leg:
-        right = await leg.call("GET", guard_key(plan.name))
-    async with Fence(store, Side.SOURCE, plan) as fence:
+    rights = await read_write_grants(source, plan.name)
+    async with fence_for(store, Side.SOURCE, plan) as fence:
         await fence.suspend()
         # First, so that no syncer that still carries an old state of the target overwrites a write
         # that is about to be made.
-        if not await replace_write_grant(source, plan.name, right, closed(switch)):
+        if not await regain_write_grants(source, plan.name, rights, closed(switch)):
             raise DecisionRefused(
                 "the writers' epoch on the source was changed",
                 why="another switch is under way",

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 from exodus.control.store import ControlStore
 from exodus.cutover.fence import read_record
+from exodus.cutover.fence_cluster import fence_for
 from exodus.cutover.fence_methods import FenceMethod, choose_fence_method
-from exodus.errors import ExodusError
+from exodus.errors import DecisionRefused, ExodusError
+from exodus.plan.address import Cluster
 from exodus.plan.plan import Plan
 from exodus.plan.vocabulary import Cutover, Feed, FenceKind, Side, UserRole
 from exodus.topology.cluster_checks import check_clusters
@@ -32,20 +34,22 @@ async def check_all(plan: Plan, store: ControlStore) -> list[Finding]:
         finding.severity == "fatal" for finding in found
     ):
         found += [
-            await _check_fence(plan, side)
+            await _check_fence(plan, side, store)
             for side in Side
             if await read_record(store, side) is None
         ]
     return found
 
 
-async def _check_fence(plan: Plan, side: Side) -> Finding:
+async def _check_fence(plan: Plan, side: Side, store: ControlStore) -> Finding:
     check, named = f"fence of the {side}", plan.fence.of(side)
     if named is FenceKind.PROVIDER:
         return Finding(
             check, "ok", f"the {side} is fenced by a person: {plan.fence.instruction(side)}"
         )
     try:
+        if isinstance(plan.address(side), Cluster):
+            return await _check_fence_of_cluster(plan, side, store)
         method, reasons = await fence_of(plan, side, Feed.GATEWAY)
     except ExodusError as exc:
         return Finding(
@@ -66,6 +70,17 @@ async def _check_fence(plan: Plan, side: Side) -> Finding:
         f"fence.{side} in the migration file "
         "(docs/operating/fences.md)",
     )
+
+
+async def _check_fence_of_cluster(plan: Plan, side: Side, store: ControlStore) -> Finding:
+    """Return whether every node can be fenced, masters and replicas."""
+    check = f"fence of the {side}"
+    async with fence_for(store, side, plan) as fence:
+        try:
+            method = await fence.check_possible()
+        except DecisionRefused as exc:
+            return Finding(check, "fatal", exc.what, exc.why, exc.next_step)
+    return Finding(check, "ok", f"every node of the {side} can be fenced by {method.kind}")
 
 
 async def fence_of(plan: Plan, side: Side, feed: Feed) -> tuple[FenceMethod | None, list[str]]:

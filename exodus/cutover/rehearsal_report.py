@@ -18,7 +18,7 @@ from exodus.control.store import ControlStore
 from exodus.errors import DecisionRefused
 from exodus.net.info import info_of
 from exodus.net.leg import Leg
-from exodus.plan.address import Service
+from exodus.plan.address import Address
 from exodus.plan.bounds import REHEARSAL_NAMED
 from exodus.plan.plan import Plan
 
@@ -63,10 +63,20 @@ _NO_SETTING_OF_A_SWITCH = frozenset(
 )
 
 
-# What another server of the same service has of its own: a failover voids no rehearsal.
+# What another server of the same service or cluster has of its own: a failover voids no rehearsal.
 _OF_ONE_SERVER = frozenset(
     {
         "bind",
+        "cluster-announce-bus-port",
+        "cluster-announce-client-ipv4",
+        "cluster-announce-client-ipv6",
+        "cluster-announce-hostname",
+        "cluster-announce-human-nodename",
+        "cluster-announce-ip",
+        "cluster-announce-port",
+        "cluster-announce-tls-port",
+        "cluster-config-file",
+        "cluster-port",
         "dir",
         "logfile",
         "pidfile",
@@ -107,7 +117,7 @@ async def fingerprint_of_side(leg: Leg) -> dict[str, str]:
         return {**found, f"{leg.side}.settings": _NOT_TOLD}
     texts = [each.decode("utf-8", "replace") for each in config]
     left_out = _NO_SETTING_OF_A_SWITCH
-    if isinstance(leg.place, Service):
+    if not isinstance(leg.place, Address):
         left_out |= _OF_ONE_SERVER
     for name, value in zip(texts[::2], texts[1::2], strict=True):
         if name not in left_out:
@@ -153,6 +163,8 @@ async def check_rehearsal(store: ControlStore, plan: Plan, *legs: Leg) -> str:
     """
     if plan.rehearsal_hours_max is None:
         return "no rehearsal is asked for"
+    if not plan.watches_traffic:
+        return "NOT REHEARSED: a rehearsal does not play on a cluster"
     found = await store.report(REPORT)
     age_h = (await store.now_ms() - found["at_ms"]) / _HOUR_MS if found is not None else 0.0
     when = f"the last rehearsal, {age_h:.1f} h ago,"

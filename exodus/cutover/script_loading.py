@@ -29,11 +29,12 @@ async def load_scripts(store: ControlStore, leg: Leg, loaded: set[bytes]) -> lis
     refused: list[str] = []
     for start in range(0, len(missing), SCRIPT_LOADING_BATCH):
         part = missing[start : start + SCRIPT_LOADING_BATCH]
-        replies = await leg.pipeline([("SCRIPT", "LOAD", text) for _, text in part])
-        for (sha, _), reply in zip(part, replies, strict=True):
-            loaded.add(sha)
-            if isinstance(reply, ReplyError):
-                refused.append(f"{sha.decode()[:12]}…: {str(reply)[:200]}")
+        for node in await leg.nodes():  # the nodes of a cluster do not share scripts
+            replies = await node.pipeline([("SCRIPT", "LOAD", text) for _, text in part])
+            for (sha, _), reply in zip(part, replies, strict=True):
+                loaded.add(sha)
+                if isinstance(reply, ReplyError):
+                    refused.append(f"{sha.decode()[:12]}…: {str(reply)[:200]}")
     return refused
 
 

@@ -17,7 +17,8 @@ from redis.exceptions import RedisError
 from exodus.control.route import Route, change_route, read_route
 from exodus.control.store import ControlStore
 from exodus.copy.guard import replace_write_grant
-from exodus.cutover.fence import Fence, Record, read_record
+from exodus.cutover.fence import Record, read_record
+from exodus.cutover.fence_cluster import fence_for
 from exodus.errors import DecisionRefused, ExodusError
 from exodus.native import replica
 from exodus.plan.plan import Plan
@@ -80,13 +81,13 @@ async def settle(store: ControlStore, plan: Plan) -> list[str]:
 
 async def _lower(store: ControlStore, plan: Plan, side: Side, record: Record | None) -> None:
     if record is not None:
-        async with Fence(store, side, plan) as fence:
+        async with fence_for(store, side, plan) as fence:
             await fence.lower(record)
 
 
 async def _keep_raised(store: ControlStore, plan: Plan, side: Side, record: Record | None) -> None:
     if record is not None:
-        async with Fence(store, side, plan) as fence:
+        async with fence_for(store, side, plan) as fence:
             await fence.keep_raised(record)
 
 
@@ -101,7 +102,7 @@ async def _reopen(plan: Plan, route: Route) -> None:
     for before in (
         closed(route.switch),
         b"%d" % (route.writer_epoch - 1),
-    ):  # it had come so far, or it had not
+    ):  # it had come so far, or it had not; of a cluster, on some nodes
         if await replace_write_grant(endpoint, plan.name, before, b"%d" % route.writer_epoch):
             return
 
@@ -109,7 +110,7 @@ async def _reopen(plan: Plan, route: Route) -> None:
 async def _finish(store: ControlStore, plan: Plan, route: Route) -> None:
     if not unfinished(route):
         return
-    async with Fence(store, route.follower, plan) as fence:
+    async with fence_for(store, route.follower, plan) as fence:
         await fence.kill_strays()
     try:
         await change_route(

@@ -7,6 +7,7 @@ import time
 
 from exodus.control.route import read_route
 from exodus.cutover.context import Switch
+from exodus.cutover.listeners_check import check_same_listeners
 from exodus.cutover.settle import settle
 from exodus.cutover.topology_check import check_replicas_have, check_unchanged
 from exodus.errors import CutoverAborted, DecisionRefused, ExodusError
@@ -21,9 +22,10 @@ async def check_services(switch: Switch) -> None:
     Raises:
         CutoverAborted: there was a failover, or a server appeared; nothing was switched.
     """
-    _, acknowledged = await asyncio.gather(
+    _, acknowledged, _ = await asyncio.gather(
         check_unchanged(switch.plan, switch.standing, switch.old, switch.fenced_servers),
         check_replicas_have(switch.plan, switch.to, switch.legs[switch.to], switch.left_s()),
+        check_same_listeners(switch),
     )
     if acknowledged is not None:
         switch.facts["replicas_with_all_keys"] = acknowledged

@@ -8,18 +8,18 @@ from contextlib import suppress
 
 from exodus.control import journal, registry
 from exodus.control.route import read_route, say_soon
-from exodus.control.schema import guard_key
-from exodus.copy.guard import replace_write_grant_on
+from exodus.copy.guard import read_write_grants_on, regain_write_grants_on
 from exodus.cutover.canary_share import end_canary
 from exodus.cutover.context import Switch
 from exodus.cutover.feed_choice import chosen_feed
 from exodus.cutover.fence import blocks_exodus
 from exodus.cutover.functions import carry_functions
 from exodus.cutover.levers import check_aborted, postponed, say
+from exodus.cutover.listeners_check import check_listeners
 from exodus.cutover.preconditions import check_gaps, check_standing
 from exodus.cutover.script_loading import load_scripts, unseen
 from exodus.cutover.settle import settle
-from exodus.cutover.topology_check import look_at_services
+from exodus.cutover.topology_check import look_at_servers
 from exodus.engine import open_engine
 from exodus.errors import CutoverAborted, DecisionRefused
 from exodus.live import server_runs
@@ -74,10 +74,11 @@ async def readiness(switch: Switch) -> None:
     await end_canary(
         store, switch.route, "a switch is about to begin: canary reads end"
     )  # a gateway that gives them up later would change the route
-    switch.standing = await look_at_services(switch.plan)
+    switch.standing = await look_at_servers(switch.plan)
+    switch.listeners = await check_listeners(store, switch.plan)
     method = await switch.fence(switch.old).check_possible()
     switch.legs[switch.old] = await switch.endpoint(switch.old).connect(name="exodus-switch")
-    switch.old_grant = await switch.legs[switch.old].call("GET", guard_key(switch.plan.name))
+    switch.old_grants = await read_write_grants_on(switch.legs[switch.old], switch.plan.name)
     await _read_old_authority(
         switch
     )  # once more: rights are taken from what the side said before this
@@ -161,10 +162,9 @@ async def _grant_writes(switch: Switch) -> None:
     Nobody writes there by it yet: whoever copies to a side has a route that names the other one as
     the authority.
     """
-    if not await replace_write_grant_on(
+    if not await regain_write_grants_on(
         switch.legs[switch.old],
-        switch.plan.name,
-        switch.old_grant,
+        switch.old_grants,
         b"%d" % (switch.route.writer_epoch + 1),
     ):
         raise CutoverAborted(

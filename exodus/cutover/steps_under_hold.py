@@ -12,10 +12,10 @@ from exodus.control import journal
 from exodus.control.changes import Key
 from exodus.control.heartbeats import ProcessState
 from exodus.control.route import ask_for_beats, read_route
-from exodus.control.schema import guard_key
 from exodus.copy.guard import replace_write_grant, replace_write_grant_on
 from exodus.cutover.context import Switch
 from exodus.cutover.held_comparison import verify_held
+from exodus.cutover.listeners_check import lacks
 from exodus.cutover.preconditions import check_gaps
 from exodus.cutover.settle import closed
 from exodus.cutover.steps_before_hold import check_again, load_client_scripts
@@ -61,12 +61,16 @@ async def release_old(switch: Switch) -> None:
         + int(switch.closing),  # lanes that lost their right do not come back to an old epoch
         why=f"switch {switch.id} to the {switch.to} given up: writes go on at the {switch.old}",
     )
-    await replace_write_grant(
-        switch.endpoint(switch.to),
-        switch.plan.name,
-        closed(switch.id),
-        b"%d" % switch.route.writer_epoch,
-    )
+    befores = [closed(switch.id)]
+    if switch.closing:  # it may have closed some nodes of a cluster and not others
+        befores.append(b"%d" % (switch.route.writer_epoch - 1))
+    for before in befores:
+        await replace_write_grant(
+            switch.endpoint(switch.to),
+            switch.plan.name,
+            before,
+            b"%d" % switch.route.writer_epoch,
+        )
     await replica.reopen(switch.plan, switch.route, closed(switch.id))
 
 
@@ -138,9 +142,11 @@ async def _confirm(switch: Switch) -> None:
             beat.epoch == epoch
             and beat.state is ProcessState.HELD
             and beat.at_ms >= since_ms
+            and not lacks(beat, switch.listeners)
             and not beat.facts.unflushed + beat.facts.writes_in_flight
         ),
-        "a gateway does not hold its writes any more, or has keys that are not in the journal",
+        "a gateway does not hold its writes any more, has keys that are not in the journal, or has "
+        "no listener for a node",
         min(HOLD_ACK_S, switch.left_s()),
     )
     await load_client_scripts(switch)  # those that were first used since the beginning
@@ -216,7 +222,7 @@ async def close_epoch(switch: Switch) -> None:
         )
     if switch.feed is Feed.REPLICATION:
         await replication.begin_here(
-            switch.store, switch.legs[switch.to], guard_key(switch.plan.name), closed(switch.id)
+            switch.store, switch.endpoint(switch.to), switch.legs[switch.to], closed(switch.id)
         )
     if switch.plan.strategy is CopyStrategy.MIGRATE:
         await migrate.end_users(switch.legs[switch.to], switch.plan.name)

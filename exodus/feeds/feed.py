@@ -185,7 +185,7 @@ async def begin_feed(store: ControlStore, plan: Plan, feed: Feed) -> None:
             raise DecisionRefused(
                 "the source has no change feed",
                 why="each of its nodes has to allow its replication stream, client tracking or "
-                "keyspace notifications, and no application of a cluster passes a gateway",
+                "keyspace notifications",
                 next_step="see docs/operating/feeds.md for what each of them needs",
             )
         return

@@ -72,7 +72,7 @@ class FeedReader(ABC):
 
     def _fields_of(self, node: Node, state: Mapping[str, str | int]) -> dict[str, str | int]:
         """Return the fields under which a node's state is kept."""
-        return {_prefix(node) + name: value for name, value in state.items()}
+        return {prefix_of(node) + name: value for name, value in state.items()}
 
     async def run(self) -> None:
         """Follow the changes until cancelled; failures are waited out."""
@@ -239,7 +239,7 @@ def missed(node: Node) -> Barrier:
     return Barrier.resync(node.shard.ranges if node.shard is not None else None)
 
 
-def _prefix(node: Node) -> str:
+def prefix_of(node: Node) -> str:
     """Return how a node's fields in the state of its side begin."""
     return f"{id_of(node)}:" if node.shard is not None else ""
 
@@ -270,7 +270,7 @@ async def begin(store: ControlStore, endpoint: Endpoint) -> None:
     """
     state: dict[str, str | int] = {}
     for node in await endpoint.each_node():
-        prefix = _prefix(node)
+        prefix = prefix_of(node)
         state |= {f"{prefix}replid": "?", f"{prefix}offset": BEGIN, f"{prefix}db": 0}
     pipe = store.client.pipeline(transaction=True)
     pipe.delete(store.keys.feed(endpoint.side))

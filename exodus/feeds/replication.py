@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 
 from exodus.cancellation import end_all
@@ -24,7 +24,9 @@ from exodus.commands.table import CommandTable
 from exodus.control import journal
 from exodus.control.changes import RESYNC, Barrier, Key
 from exodus.control.effects import barrier_of, changed_keys
+from exodus.control.schema import cluster_guard_key, guard_key
 from exodus.control.store import ControlStore
+from exodus.copy.cluster_grants import EPOCH, GUARD_SLOTS
 from exodus.errors import DecisionRefused
 from exodus.feeds.reader import (
     BEGIN,
@@ -34,10 +36,12 @@ from exodus.feeds.reader import (
     feed_states,
     id_of,
     missed,
+    prefix_of,
     to_be_heard,
 )
 from exodus.net.info import info_of
 from exodus.net.leg import Leg, ReplyError
+from exodus.net.routed import RoutedLeg
 from exodus.plan.bounds import (
     FEED_ANNOUNCED_PORT,
     JOURNAL_WINDOW_S,
@@ -49,7 +53,7 @@ from exodus.plan.bounds import (
     STREAM_SILENCE_S,
 )
 from exodus.plan.own_keys import is_own
-from exodus.resp.encode import encode
+from exodus.resp.encode import Arg, encode
 from exodus.resp.scanner import SKIPPED, RequestScanner
 from exodus.topology.endpoint import Endpoint
 from exodus.topology.node import Node
@@ -336,30 +340,52 @@ async def _check_allowed(node: Node, *, without_data: bool) -> None:
     )
 
 
-async def begin_here(store: ControlStore, leg: Leg, key: bytes, value: bytes) -> None:
-    """Let the stream of a side be read from here on: both sides are equal now, and nobody writes.
+async def begin_here(store: ControlStore, endpoint: Endpoint, leg: Leg, value: bytes) -> None:
+    """Let the streams of a side be read from here on: both sides are equal now, and nobody writes.
 
-    `key` of database 0 has `value`, and gets it again: the stream says behind this offset in which
-    database that is, or was there already. Where the server keeps nothing of its stream, the first
-    reading is a gap.
+    The writers' guard of each node has `value`, and gets it again: the stream says behind this
+    offset in which database that is, or was there already. Where a server keeps nothing of its
+    stream, the first reading is a gap.
+
+    Args:
+        store: keeps the positions.
+        endpoint: the side.
+        leg: a connection to it.
+        value: of the guards.
     """
     state: dict[str, str] = {}
-    if await leg.watch(key) == value:
-        outcome = await leg.transaction([("SET", key, value), ("INFO", "replication")])
-        info = info_of(outcome[1]) if outcome is not None and isinstance(outcome[1], bytes) else {}
-        if info.get("repl_backlog_active") == "1":
-            state = {
-                "replid": info["master_replid"],
-                "offset": info["master_repl_offset"],
-                "db": "0",
-            }
-    else:
-        await leg.call("UNWATCH")
+    for node in await endpoint.each_node():
+        on, key = leg, guard_key(store.migration)
+        asked: tuple[Sequence[Arg], Sequence[Arg]] = (("GET", key), ("SET", key, value))
+        if isinstance(leg, RoutedLeg) and node.shard is not None:
+            on = await leg.node(node.shard.master)
+            slots = node.shard.multiples(GUARD_SLOTS.step)
+            if not slots:
+                continue  # it has no guard, and nothing was written there
+            key = cluster_guard_key(store.migration, slots[0])
+            asked = (("HGET", key, EPOCH), ("HSET", key, EPOCH, value))
+        position = await _position(on, key, *asked, value)
+        state |= {f"{prefix_of(node)}{name}": told for name, told in position.items()}
     pipe = store.client.pipeline(transaction=True)
     pipe.delete(store.keys.feed(leg.side))
     if state:
         pipe.hset(store.keys.feed(leg.side), mapping=state)  # type: ignore[arg-type]
     await pipe.execute()
+
+
+async def _position(
+    leg: Leg, key: bytes, read: Sequence[Arg], write: Sequence[Arg], value: bytes
+) -> dict[str, str]:
+    """Write a guard once more if it has this value; return the stream's position behind that."""
+    _, found = await leg.pipeline([("WATCH", key), read])
+    if found != value:
+        await leg.call("UNWATCH")
+        return {}
+    outcome = await leg.transaction([write, ("INFO", "replication")])
+    info = info_of(outcome[1]) if outcome is not None and isinstance(outcome[1], bytes) else {}
+    if info.get("repl_backlog_active") != "1":
+        return {}
+    return {"replid": info["master_replid"], "offset": info["master_repl_offset"], "db": "0"}
 
 
 async def reached(store: ControlStore, endpoint: Endpoint) -> bool:

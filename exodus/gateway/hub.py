@@ -19,11 +19,12 @@ from exodus.background import BackgroundTasks
 from exodus.control.heartbeats import GatewayHeartbeat
 from exodus.control.route import Route
 from exodus.control.store import ControlStore
-from exodus.errors import OperatorError
+from exodus.errors import ExodusError, OperatorError
 from exodus.gateway import reporting
 from exodus.gateway.authority_probe import AuthorityProbe
 from exodus.gateway.canary_control import CanaryControl
 from exodus.gateway.canary_reads import CanaryRead
+from exodus.gateway.faces import open_face
 from exodus.gateway.groups import SessionGroups
 from exodus.gateway.handover import misplaced, move_within
 from exodus.gateway.heartbeats import HeartbeatWriter
@@ -42,6 +43,7 @@ from exodus.gateway.redirect import RedirectControl, kind_of
 from exodus.gateway.relay import Connection, LegProtocol, Refusal, Turns
 from exodus.gateway.route_changes import RouteChanges
 from exodus.gateway.route_following import RouteFollower
+from exodus.gateway.sentinel_face import SentinelFace
 from exodus.gateway.session import Dialect, Session, Unanswered
 from exodus.gateway.settlement import Settlement
 from exodus.gateway.shadow_stream import ShadowStream
@@ -91,6 +93,7 @@ class Gateway:
         self.room_why = ""  # why the expected connections do not fit
         self.draining = False
         self.status_port = 0
+        self.face: SentinelFace | None = None
         self._stopping = asyncio.Event()
         self._begin_journal()
         self._reach_sides(tables)
@@ -360,6 +363,17 @@ class Gateway:
         sockets = sockets or listen_all(
             options.listen_host, options.listen_port, self.plan.listener_count, 1
         )
+        try:
+            self.face = await open_face(
+                self.plan,
+                options,
+                0 if options.listen_host.startswith("unix:") else sockets[0].getsockname()[1],
+                lambda: self.route_follower.route,
+            )
+        except ExodusError:
+            for each in sockets:
+                each.close()
+            raise
         listeners = [await self._listener(each) for each in sockets]
         status = StatusServer(options.status_host, options.status_port, self.metrics, self.health)
         log.info(
@@ -381,6 +395,9 @@ class Gateway:
             lambda: reporting.log_states(self),
         ):
             self.tasks.keep_running(work)
+        if self.face is not None:
+            log.info("it answers like a Sentinel on port %d", self.face.port)
+            self.tasks.keep_running(self.face.publish_changes)
         if ready is not None:
             ready.set()
         try:
@@ -389,6 +406,8 @@ class Gateway:
             self.draining = True
             for listener in listeners:
                 listener.close()
+            if self.face is not None:
+                self.face.close()
             await self._end(status)
             if not options.listen_fds:
                 unlink(options.listen_host)

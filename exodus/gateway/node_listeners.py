@@ -29,10 +29,11 @@ from exodus.control.listener_map import (
     read_listeners,
 )
 from exodus.control.store import ControlStore
+from exodus.gateway.client_names import ClusterClients
 from exodus.gateway.facade import answer, node_id
 from exodus.gateway.relay import Connection
 from exodus.gateway.store_state import STORE_ERRORS
-from exodus.gateway.topology_replies import Told, rewritten
+from exodus.gateway.topology_replies import NAMES_NODES, Told, rewritten
 from exodus.net.clusters import NoMaster, cluster_of
 from exodus.plan.address import Address, Cluster, place_of
 from exodus.plan.bounds import TOPOLOGY_LOOK_S
@@ -83,6 +84,7 @@ class NodeListeners:
         self._published = dict(self._maps)
         self._woken = asyncio.Event()
         self._states = States(log)
+        self.clients = ClusterClients()
         self.missing: dict[Side, int] = {}  # nodes for which no listener is left
         self.redirects: Counter[str] = Counter()  # MOVED, ASK
         self.untold: Counter[str] = Counter()  # replies without a node that has no listener
@@ -265,6 +267,8 @@ class NodeListeners:
         """Answer a cluster client for a single server: all listeners lead to it, and clients are
         told of the first.
         """
+        if len(args) > 1 and args[1].upper() in NAMES_NODES:
+            self.clients.note(connection)
         return answer(
             args,
             protocol,

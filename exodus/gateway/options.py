@@ -31,6 +31,9 @@ class GatewayOptions:
     lend_certificate: bool = False  # use Exodus's certificate for clients without one
     lend_address: bool = False  # use this machine's address towards a server that trusts it
     pinned: Plan | None = None  # of the local migration file: the store's must agree with it
+    sentinel_listen: str = ""  # HOST:PORT at which it answers like a Sentinel; empty: nowhere
+    sentinel_services: tuple[str, ...] = ()  # names that are asked for; none: the plan's
+    sentinel_announce: str = ""  # HOST:PORT to name as the master; empty: where it was reached
     connections_expected: int = 0  # checked against the server's maxclients at the start
     settle: Settle | None = None
     advertise: str | None = None  # host that cluster clients are told, in place of the plan's

@@ -6,7 +6,7 @@ from exodus.telemetry.counters cimport Telemetry
 cdef class Orders:
     cdef public CommandTable table
     cdef public Telemetry telemetry
-    cdef public object authority, journal, risks, canary, scripts, shadow_names, left_out
+    cdef public object authority, journal, risks, canary, scripts, shadow_names, left_out, misfits
     cdef public Py_ssize_t epoch, rule, shadow_below, shadow_salt, canary_below, tag
     cdef public bint hold, picks, login_needed, scripts_unseen, shadow_scripts, silence_covers_pushes
 

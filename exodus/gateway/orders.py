@@ -25,6 +25,7 @@ class Orders:
         "journal",
         "left_out",
         "login_needed",
+        "misfits",
         "picks",
         "risks",
         "rule",
@@ -59,6 +60,8 @@ class Orders:
         self.canary_below = 0  # likewise, for canary reads (canary_reads.py)
         self.canary: Canary | None = None
         self.risks: Counter[str] = Counter()  # requests that the journal may miss, by kind
+        # Command and reason -> executed requests that a cluster would refuse; None: not counted
+        self.misfits: Counter[tuple[bytes, str]] | None = None
         self.scripts = Scripts()
         # No change feed but the gateways' journal: undeclared keys of a script are a gap.
         self.scripts_unseen = False

@@ -122,9 +122,10 @@ async def serve(store: ControlStore, options: GatewayOptions) -> None:
     plan, route = await start_state(store, options.state_dir)
     if not plan.has_gateways:
         raise OperatorError(
-            "a side of this migration is a cluster",
-            why="the gateway does not speak the cluster protocol yet",
-            next_step="start a syncer only (exodus syncer); docs/operating/cluster.md",
+            "no gateway is used in this migration",
+            why="a side is a cluster, and the plan says cutover: own",
+            next_step="start a syncer only (exodus syncer), or set cutover: gateway; "
+            "docs/operating/cluster.md",
         )
     _check_ports(plan, options)
     check_pinned(options.pinned, plan)

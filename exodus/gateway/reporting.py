@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING
 from exodus import compiled
 from exodus.control.heartbeats import GatewayFacts, GatewayHeartbeat, ProcessState
 from exodus.gateway.authority_probe import NOT_ASKED
+from exodus.gateway.client_names import ClusterClients, name_of
 from exodus.gateway.orders import Orders
 from exodus.gateway.redirect import kind_of
 from exodus.observe.shapes import hashed_words
-from exodus.plan.bounds import REPORTING_LOG_EVERY_S, REPORTING_NAME_CHARS_MAX, REPORTING_NAMES_MAX
+from exodus.plan.bounds import REPORTING_LOG_EVERY_S, REPORTING_NAMES_MAX
 from exodus.telemetry.counters import OTHER
 from exodus.telemetry.sample import Sample
 from exodus.telemetry.states import States
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
     from exodus.gateway.relay import Connection
 
 log = logging.getLogger(__name__)
-_LIBRARY = ("setinfo lib-name", "setinfo lib-ver")  # of `SessionState.replay`
 
 
 def _left_out(orders: Orders) -> dict[str, dict[str, int]]:
@@ -98,9 +98,10 @@ def snapshot(gateway: Gateway) -> dict[str, object]:
         "errors": telemetry.errors,
         "connections": len(gateway.connections),
         "connections_by_name": _names(gateway.connections),
-        "clients": _clients(gateway.connections),
+        "clients": _clients(gateway.connections, gateway.nodes.clients),
         "in_flight": in_flight(gateway),
         "risks": dict(gateway.groups.main.orders.risks),
+        "misfits": _misfits(gateway.groups.main.orders),
         "prefixes": telemetry.prefixes_snapshot(),
         "hot_keys": telemetry.hot_keys(),
         "distinct_keys": telemetry.distinct_keys(),
@@ -112,36 +113,38 @@ def in_flight(gateway: Gateway) -> int:
     return sum(len(connection.session.pending) for connection in gateway.connections)
 
 
-def _name(connection: Connection) -> str:
-    return connection.session.state.name.decode("utf-8", "backslashreplace")[
-        :REPORTING_NAME_CHARS_MAX
-    ]
-
-
 def _names(connections: Iterable[Connection]) -> dict[str, int]:
     """Count connections by client name: the most frequent names, and the rest together."""
-    found = Counter(_name(connection) for connection in connections)
+    found = Counter(name_of(connection).name for connection in connections)
     named = dict(found.most_common(REPORTING_NAMES_MAX))
     rest = found.total() - sum(named.values())
     return {**named, OTHER: rest} if rest else named
 
 
-def _clients(connections: Iterable[Connection]) -> list[dict[str, object]]:
+def _clients(
+    connections: Iterable[Connection], cluster_clients: ClusterClients
+) -> list[dict[str, object]]:
     """Count connections by name, library, host and kind: the most frequent ones."""
-    found = Counter(
-        (_name(each), _library(each), each.host, kind_of(each.session)) for each in connections
-    )
+    found = Counter((name_of(each), kind_of(each.session)) for each in connections)
     return [
-        {"name": name, "library": library, "host": host, "kind": kind, "connections": count}
-        for (name, library, host, kind), count in found.most_common(REPORTING_NAMES_MAX)
+        {
+            **client._asdict(),
+            "kind": kind,
+            "cluster": cluster_clients.has(client),
+            "connections": count,
+        }
+        for (client, kind), count in found.most_common(REPORTING_NAMES_MAX)
     ]
 
 
-def _library(connection: Connection) -> str:
-    """Return the client library that CLIENT SETINFO named, with its version; empty: it did not."""
-    told = connection.session.state.replay
-    parts = [told[word].rsplit(b"\r\n", 2)[1] for word in _LIBRARY if word in told]
-    return b" ".join(parts).decode("utf-8", "backslashreplace")[:REPORTING_NAME_CHARS_MAX]
+def _misfits(orders: Orders) -> list[dict[str, object]] | None:
+    """Return the requests that a cluster would refuse; None: they are not counted."""
+    if orders.misfits is None:
+        return None
+    return [
+        {"command": command.decode("ascii", "replace"), "why": why, "calls": calls}
+        for (command, why), calls in orders.misfits.most_common()
+    ]
 
 
 def metrics(gateway: Gateway) -> Iterable[Sample]:
@@ -150,6 +153,7 @@ def metrics(gateway: Gateway) -> Iterable[Sample]:
     yield from _journal_metrics(gateway)
     yield from _canary_metrics(gateway)
     yield from _redirect_metrics(gateway)
+    yield from _face_metrics(gateway)
     yield from _node_metrics(gateway)
     for name, count in _names(gateway.connections).items():
         yield (
@@ -313,6 +317,21 @@ def _redirect_metrics(gateway: Gateway) -> Iterable[Sample]:
         {},
         gateway.refused,
     )
+
+
+def _face_metrics(gateway: Gateway) -> Iterable[Sample]:
+    face = gateway.face
+    if face is None:
+        return
+    figures = [
+        ("sentinel_clients", "connections to the Sentinel face", len(face.clients)),
+        ("sentinel_questions_total", "requests that the Sentinel face answered", face.questions),
+        ("sentinel_refused_total", "its clients that were too many", face.refused),
+        ("sentinel_ended_total", "its clients ended for what they sent or left unread", face.ended),
+        ("sentinel_delayed_total", "times that its clients waited, asking too often", face.delayed),
+    ]
+    for name, meaning, value in figures:
+        yield f"exodus_gateway_{name}", meaning, {}, value
 
 
 def health(gateway: Gateway) -> tuple[bool, str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import Counter
 
 from exodus.background import BackgroundTasks
 from exodus.control import registry
@@ -33,6 +34,7 @@ from exodus.gateway.redirect import RedirectControl
 from exodus.gateway.relay import Hub
 from exodus.gateway.settlement import Settlement
 from exodus.gateway.store_state import STORE_ERRORS, StoreState
+from exodus.plan.address import Cluster
 from exodus.plan.bounds import (
     HEARTBEAT_S,
     HEARTBEAT_STALE_S,
@@ -244,6 +246,9 @@ class RouteFollower:
         orders.login_needed = self._probe.requires_login(authority)  # until the probe asks again
         orders.tag = tag_of(generation)
         orders.silence_covers_pushes = authority in self._old_sides
+        to_cluster = isinstance(self._plan.address(authority.other), Cluster)
+        from_cluster = isinstance(self._plan.address(authority), Cluster)
+        orders.misfits = Counter() if to_cluster and not from_cluster else None
 
     async def _end_hold(self, route: Route) -> None:
         """End an overdue hold: a dead flow must not keep applications waiting.

@@ -137,7 +137,7 @@ class Syncer(RouteFollower):
         """
         route = self._route
         calm = (
-            self._plan.has_gateways
+            self._plan.watches_traffic  # its client speaks to one server
             and route.sync
             and route.hold is Hold.NONE
             and route.rehearsal_prefix is None

@@ -46,6 +46,8 @@ class ClusterState:
         self.view: View | None = None
         self.reports: dict[str, RoleReport] = {}  # of nodes, by their reachable address
         self.why = "the nodes were not asked yet"  # what is not known; empty: all is
+        self.silent: dict[str, str] = {}  # nodes that did not answer the last look → why
+        self.disputed = ""  # masters that said something else than `view` then
         self.watches = 0  # that look every second
         self._looked_at = -TOPOLOGY_FRESH_S
         self._ends = Ends()
@@ -156,6 +158,10 @@ class NodeLookout:
         return self
 
     async def __aexit__(self, *_: object) -> None:
+        self.hang_up()
+
+    def hang_up(self) -> None:
+        """End the connections."""
         self._inquiry.hang_up()
 
     async def look(self) -> bool:
@@ -168,13 +174,18 @@ class NodeLookout:
         known = state.view.masters if state.view is not None else ()
         asked = list(dict.fromkeys([*self._cluster.seeds, *map(self._cluster.server, known)]))
         found = await asyncio.gather(*[self._ask(address) for address in asked])
-        views = [each for each in found if isinstance(each, View)]
-        why = "; ".join(
-            f"{address.place}: {said}"
-            for address, said in zip(asked, found, strict=True)
-            if isinstance(said, str)
-        )
-        return state.take(views, len(asked), why)
+        told = dict(zip((address.place for address in asked), found, strict=True))
+        state.silent = {place: said for place, said in told.items() if isinstance(said, str)}
+        views = {place: each for place, each in told.items() if isinstance(each, View)}
+        why = "; ".join(f"{place}: {said}" for place, said in state.silent.items())
+        changed = state.take(list(views.values()), len(asked), why)
+        if state.view is not None:
+            shards, masters = state.view.shards, map(self._cluster.server, state.view.masters)
+            others = {address.place for address in masters} & views.keys()
+            state.disputed = ", ".join(
+                sorted(place for place in others if views[place].shards != shards)
+            )
+        return changed
 
     async def _ask(self, address: Address) -> View | str:
         try:

@@ -169,6 +169,10 @@ class Leg:
         """Return the connection to that node."""
         return self
 
+    async def nodes(self) -> list[Leg]:
+        """Return a connection to each master of the side, for what each has of its own."""
+        return [self]
+
     async def of(self, key: bytes) -> Leg:
         """Return the connection to the node of a key, for what holds state on it, as WATCH does."""
         del key  # a single server has every key

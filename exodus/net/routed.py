@@ -192,6 +192,15 @@ class RoutedLeg(Leg):
             found[number].append(at)
         return {view.shards[number].master: places for number, places in found.items()}
 
+    async def nodes(self) -> list[Leg]:
+        """Return a connection to each master: users, settings and scripts are not shared.
+
+        Raises:
+            SourceError, TargetError: one does not answer.
+        """
+        await self.look()
+        return [await self.node(shard.master) for shard in self.shards]
+
     async def of(self, key: bytes) -> Leg:
         """Return the connection to the node of a key, for what holds state on it."""
         return await self.node(self.master_of(key))

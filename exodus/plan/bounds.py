@@ -303,6 +303,9 @@ CANARY_FOLLOW_S = 10.0
 SWITCH_OUTCOME_S = 15.0  # how long the store is asked whether a change of the route was made
 SWITCH_RETRY_S = 0.1
 
+# exodus/cutover/listeners_check.py
+SWITCH_LISTENERS_S = 5.0  # for every gateway to use the published map of listeners
+
 # exodus/cutover/fence.py
 # After which a fence that shut Exodus out goes up again, where the switch back that let it in is
 # gone
@@ -310,6 +313,7 @@ FENCE_LET_IN_S = 15
 REPLICAS_HAVE_S = 0.5  # for a replica of the new side to have all that was copied
 FENCE_REPLICA_S = 1.0  # for the guard to come to a replica
 FENCE_POLL_S = 0.005
+FENCE_NODE_S = 2.0  # for a node of a cluster to answer one request of a fence
 
 # exodus/cutover/forced_rollback.py
 FORCED_ROLLBACK_TRIES = 3
@@ -378,6 +382,14 @@ STREAM_ACK_S = 1.0
 STREAM_FIRST_ACK_S = 0.1  # the stream begins only after an ACK that finds us online
 STREAM_HEARD_S = 20.0  # a stream begins after repl-diskless-sync-delay, 5 s by default
 
+# exodus/gateway/sentinel_face.py
+SENTINEL_FACE_CLIENTS_MAX = 2_000  # connections to one process
+SENTINEL_FACE_PER_S_MAX = 1_000  # requests that one process answers; what is beyond waits
+SENTINEL_FACE_REQUEST_BYTES_MAX = 4_096  # of an unfinished request
+SENTINEL_FACE_UNREAD_BYTES_MAX = 256 * 1024  # of replies that a client does not read
+SENTINEL_FACE_ARGS_MAX = 64  # of a request; also subscriptions of a client
+SENTINEL_FACE_LOOK_S = 0.5  # between two looks whether another master is to be published
+
 # exodus/gateway/authority_probe.py
 AUTHORITY_PROBE_S = 2.0  # between two questions to the authority, and how long one may take
 AUTHORITY_PROBE_PINGS = 50  # of each side, where Test asks how far they are
@@ -436,6 +448,7 @@ PROCESS_OWN_FILES = 64  # open files of the process itself
 # exodus/gateway/reporting.py
 REPORTING_NAMES_MAX = 100  # client names told one by one
 REPORTING_NAME_CHARS_MAX = 64
+CLUSTER_CLIENTS_MAX = 10_000  # that asked for the nodes of a cluster
 REPORTING_LOG_EVERY_S = 0.2  # looks for changes to log
 
 # exodus/gateway/route_following.py

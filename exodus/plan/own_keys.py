@@ -10,14 +10,14 @@ lower-case letters, digits and dashes.
 | exodus:{NAME}:lane:N          | the guard of one partition's lane                             |
 | exodus:{NAME}:fence           | which switch may put the fence up or down                     |
 | exodus:{NAME}:native          | the guard of native replication                               |
-| exodus:{NAME.N}:guard         | both guards of the writers on a cluster, in one slot of many  |
+| exodus:{NAME.N}:guard         | the guards of writers and fence on a cluster, a slot of many  |
 | exodus:{stage}:TOKEN          | a large key while it is put together; expires                 |
 | exodus:{stage.N}:TOKEN        | the same on a cluster, in the slot of the key                 |
 | exodus:{proof}:TOKEN          | whether a payload loads; removed at once                      |
 | exodus:{fence}:probe          | whether a fence holds; expires                                |
 | exodus:{migrate}:probe        | whether MIGRATE reaches the target; expires                   |
 | exodus:{probe}, {exercise}    | what a server can do; removed at once                         |
-| exodus:{probe.N}              | the same on a node of a cluster, in a slot of it              |
+| exodus:{probe.N}              | the same, and a fence's probe, in a slot of a cluster's node  |
 | exodus:{watched}              | whether a copy of the traffic shows a read; never written     |
 """
 

@@ -336,10 +336,15 @@ class Plan(Options):
                 f"strategy: {self.strategy} with {named}: a cluster is copied key by key; set "
                 "strategy: keys"
             )
-        if self.cutover is not Cutover.OWN:
+        if (
+            self.cutover is Cutover.GATEWAY
+            and len(clusters) < len(Side)
+            and self.gateway.facade is None
+        ):
             raise ValueError(
-                f"cutover: {self.cutover} with {named}: the gateway does not speak the cluster "
-                "protocol yet; set cutover: own and move the applications by means of your own"
+                f"cutover: gateway with {named}, and one server on the other side: one client has "
+                "to speak to both; give the applications a cluster client and set gateway.facade: "
+                "cluster, or set cutover: own"
             )
         if self.canary.steps:
             raise ValueError(
@@ -348,8 +353,8 @@ class Plan(Options):
             )
         if self.feed is Feed.GATEWAY:
             raise ValueError(
-                f"feed: gateway with {named}: no application of a cluster passes a gateway; set "
-                "feed: auto, replication, tracking or notifications"
+                f"feed: gateway with {named}: that feed is proved by a write through a gateway to "
+                "one server; set feed: auto, replication, tracking or notifications"
             )
         return self
 
@@ -388,7 +393,12 @@ class Plan(Options):
 
     @property
     def has_gateways(self) -> bool:
-        """Return whether applications pass gateways: those of a cluster cannot."""
+        """Return whether applications pass gateways."""
+        return self.watches_traffic or self.cutover is Cutover.GATEWAY
+
+    @property
+    def watches_traffic(self) -> bool:
+        """Return whether the phases before Migrate can be run: they read traffic for one server."""
         return not any(isinstance(self.address(side), Cluster) for side in Side)
 
     @property

@@ -13,16 +13,14 @@ from pydantic import SecretStr
 from exodus.control.schema import fence_guard_key
 from exodus.control.store import ControlStore
 from exodus.cutover.fence import read_confirmation
-from exodus.cutover.fence_methods import AclFence, Command, choose_fence_method
+from exodus.cutover.fence_methods import PROBE, AclFence, Command, choose_fence_method
 from exodus.errors import CutoverAborted, OperatorError, SourceError, TargetError
 from exodus.net.leg import Leg, Reply, ReplyError
-from exodus.plan.own_keys import RESERVED_PREFIX
 from exodus.plan.plan import Plan
 from exodus.plan.vocabulary import Feed, FenceKind, Side, UserRole
 from exodus.topology.permits import why_refused
 
 _USER = "exodus-rehearsal-"
-_PROBE = RESERVED_PREFIX + b"fence}:probe"
 
 
 class RehearsedFence:
@@ -57,7 +55,7 @@ class RehearsedFence:
                 await self._leg.call("ACL", "DELUSER", user)
         kept = await method.look(self._ask)
         self._user, password = _USER + secrets.token_hex(8), secrets.token_hex(32)
-        rules = ("reset", "on", f">{password}", f"~{_PROBE.decode()}", "+@all")
+        rules = ("reset", "on", f">{password}", f"~{PROBE.decode()}", "+@all")
         await self._leg.call("ACL", "SETUSER", self._user, *rules)
         as_user = {
             "username": self._user,
@@ -92,7 +90,7 @@ class RehearsedFence:
             [("WATCH", self._guard), ("GET", self._guard), *self._method.recheck()]
         )
         await self._leg.transaction(self._commands)
-        reply = (await self._stranger.pipeline([("SET", _PROBE, "1", "PX", 1)]))[0]
+        reply = (await self._stranger.pipeline([("SET", PROBE, "1", "PX", 1)]))[0]
         if not isinstance(reply, ReplyError):
             raise CutoverAborted(
                 f"the fence on the {self._leg.side} does not hold",

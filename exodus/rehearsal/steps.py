@@ -24,7 +24,7 @@ from exodus.cutover.settle import closed
 from exodus.cutover.steps_after_switch import change_authority, release_writes
 from exodus.cutover.steps_under_hold import hold, store_run
 from exodus.cutover.switch import Step
-from exodus.cutover.topology_check import look_at_services
+from exodus.cutover.topology_check import look_at_servers
 from exodus.engine import open_engine
 from exodus.errors import CutoverAborted
 from exodus.feeds.feed import JournalFeed
@@ -109,7 +109,7 @@ def _of(switch: Switch) -> RehearsedSwitch:
 async def _prepare(any_switch: Switch) -> None:
     switch = _of(any_switch)
     switch.route = await read_route(switch.store)
-    switch.standing = await look_at_services(switch.plan)
+    switch.standing = await look_at_servers(switch.plan)
     for side in (switch.old, switch.to):
         switch.legs[side] = await switch.endpoint(side).connect(name="exodus-switch")
     switch.heard = switch.store.client.pubsub()

@@ -28,13 +28,16 @@ from exodus.plan.migration_file import load_migration
 from exodus.plan.vocabulary import Side
 from exodus.private_files import write_private
 from exodus.stack import prefect, servers
-from exodus.stack.home import Home, Running, free_port
+from exodus.stack.clusters import CLUSTER_SETTINGS, cluster_port, join
+from exodus.stack.home import Home, Running, free_port, free_ports
 from exodus.stack.processes import Started, end, start, wait_ready
 from exodus.stack.servers import ServerKind, start_sentinel, start_server, wait_server
 from exodus.topology.endpoint import Endpoint
 from exodus.topology.pair_checks import check_pair, raise_if_fatal
 
 MIGRATION = "demo"
+CLUSTER_MASTERS = 3
+LISTENERS = 8  # of the gateway in front of a cluster
 DATA_PLANE = ("gateway", "syncer", "comparer")
 
 
@@ -43,6 +46,7 @@ class TopologyKind(StrEnum):
 
     STANDALONE = "standalone"
     SENTINEL = "sentinel"
+    CLUSTER = "cluster"
 
 
 @dataclass
@@ -223,6 +227,9 @@ class _Stack:
             if url is not None:
                 given[name] = _given(home, name, url, password_file)
                 continue
+            if name != "control_store" and wanted.topology is TopologyKind.CLUSTER:
+                given[name] = self._cluster(name, kind)
+                continue
             server_port = free_port()
             shutil.rmtree(home.data / name, ignore_errors=True)  # a stack begins empty
             server = self._embedded(name, kind, server_port)
@@ -247,12 +254,42 @@ class _Stack:
         document = {
             "name": MIGRATION,
             **given,
-            "gateway": {"host": "127.0.0.1", "port": free_port()},
+            "gateway": _gateway(wanted.topology),
             # Servers, gateways and the load's player share one machine: it measures no target.
             "test_checks": {"load_times_max": 50.0, "latency_ms_added_max": 50.0},
             **(wanted.options or {}),
         }
         write_private(home.migration_file, yaml.safe_dump(document, sort_keys=False))
+
+    def _cluster(self, name: str, kind: ServerKind) -> dict[str, Any]:
+        """Start the masters of a cluster, and give them their slots; return the side."""
+        home = self.home
+        started = []
+        for number in range(1, CLUSTER_MASTERS + 1):
+            node = f"{name}-{number}"
+            shutil.rmtree(home.data / node, ignore_errors=True)
+            server = start_server(
+                kind,
+                name=node,
+                port=cluster_port(),
+                folder=home.data / node,
+                log=home.log(node),
+                password_file=home.secret(name),
+                private=False,
+                **CLUSTER_SETTINGS,
+            )
+            self.add(server.started)
+            started.append(server)
+        for server in started:
+            wait_server(server)
+        ports = [server.port for server in started]
+        password = home.secret(name).read_text().strip()
+        join(ports, masters=CLUSTER_MASTERS, username=servers.USER, password=password)
+        return {
+            "cluster": [f"127.0.0.1:{port}" for port in ports],
+            "username": servers.USER,
+            "password_file": str(home.secret(name).absolute()),
+        }
 
     def _behind_sentinel(
         self, name: str, kind: ServerKind, master: servers.Server
@@ -323,8 +360,10 @@ class _Stack:
         home = self.home
         file = load_migration(home.migration_file)
         parts: list[Started] = []
-        if not file.plan.has_gateways:  # and a comparer compares what they record
+        if not file.plan.has_gateways:
             names = [name for name in names if name == "syncer"]
+        if not file.plan.watches_traffic:  # a comparer compares what gateways record
+            names = [name for name in names if name != "comparer"]
         for name in names:
             command = [
                 sys.executable,
@@ -349,6 +388,13 @@ class _Stack:
                     lambda kind=part.name: asyncio.run(_registered(home, kind)),  # type: ignore[misc]
                     within_s=30,
                 )
+
+
+def _gateway(topology: TopologyKind) -> dict[str, Any]:
+    """Return where the gateway listens; in front of a cluster, on several ports in a row."""
+    if topology is not TopologyKind.CLUSTER:
+        return {"host": "127.0.0.1", "port": free_port()}
+    return {"host": "127.0.0.1", "port": free_ports(LISTENERS), "listeners": LISTENERS}
 
 
 def _given(home: Home, name: str, url: str, password_file: Path | None) -> dict[str, str]:

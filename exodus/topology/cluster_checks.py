@@ -5,13 +5,12 @@ They ask each node, as Exodus's own user, and change nothing.
 
 from __future__ import annotations
 
-from exodus.commands.slots import Shard
 from exodus.errors import ExodusError
 from exodus.net.clusters import NodeLookout, cluster_of
 from exodus.plan.address import Cluster
 from exodus.plan.bounds import CLUSTER_GUARD_EVERY
 from exodus.plan.plan import Plan
-from exodus.plan.vocabulary import Side
+from exodus.plan.vocabulary import Cutover, Side
 from exodus.topology.node import Node, NodeFacts
 from exodus.topology.pair_checks import Finding
 
@@ -22,11 +21,13 @@ async def check_clusters(plan: Plan) -> list[Finding]:
     for side in Side:
         place = plan.address(side)
         if isinstance(place, Cluster):
-            found += await _check(side, place)
+            # Exodus writes to the target, and through a gateway also back to the source.
+            written = side is Side.TARGET or plan.cutover is Cutover.GATEWAY
+            found += await _check(side, place, written=written)
     return found
 
 
-async def _check(side: Side, cluster: Cluster) -> list[Finding]:
+async def _check(side: Side, cluster: Cluster, *, written: bool) -> list[Finding]:
     check = f"nodes of the {side}"
     state = cluster_of(cluster)
     try:
@@ -63,7 +64,7 @@ async def _check(side: Side, cluster: Cluster) -> list[Finding]:
             facts.append(await node.facts())
         except ExodusError as exc:
             found.append(_unreachable(side, shard.master, exc))
-        if side is Side.TARGET and not _guarded(shard):
+        if written and not shard.multiples(CLUSTER_GUARD_EVERY):
             found.append(
                 Finding(
                     check,
@@ -91,12 +92,6 @@ async def _check(side: Side, cluster: Cluster) -> list[Finding]:
             )
         )
     return found
-
-
-def _guarded(shard: Shard) -> bool:
-    """Return whether a shard has a slot with a guard key."""
-    step = CLUSTER_GUARD_EVERY
-    return any(-(-first // step) * step <= last for first, last in shard.ranges)
 
 
 def _unreachable(side: Side, announced: str, exc: ExodusError) -> Finding:

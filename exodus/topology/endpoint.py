@@ -72,9 +72,14 @@ class Endpoint:
         return " ".join(f"{shard.node_id}:{shard.ranges}" for shard in shards)
 
     def replicas(self) -> list[Node]:
-        """Return the replicas of a service, as its Sentinels name them: each may be the master
-        next. A standalone server's are not known, and nothing promotes them by itself.
+        """Return the replicas of a service or cluster that are known: each may be a master next. A
+        standalone server's are not known, and nothing promotes them by itself.
         """
+        if isinstance(self.place, Cluster):
+            view = cluster_of(self.place).view
+            shards = view.shards if view is not None else ()
+            names = [name for shard in shards for name in shard.replicas]
+            return [Node(self.side, self.place.server(name)) for name in names]
         if not isinstance(self.place, Service):
             return []
         believed = master_of(self.place).believed

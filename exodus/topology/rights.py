@@ -130,6 +130,18 @@ RIGHTS = (
         sentinel=True,
     ),
     Right(
+        _words("wait"),
+        _SWITCH,
+        "on a cluster: that a replica of each master has what was copied, before the cutover",
+        cluster=True,
+    ),
+    Right(
+        _words("readonly cluster|nodes eval"),
+        _SWITCH,
+        "on a cluster: to fence masters and replicas, and to end the right to write",
+        cluster=True,
+    ),
+    Right(
         _words("cluster|slots cluster|info"),
         _ALL,
         "on a cluster: which node has which slots",

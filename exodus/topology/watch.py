@@ -81,8 +81,8 @@ class TopologyWatch:
         appeared: Callable[[Side], None] | None = None,
         looked: Callable[[Side], None] | None = None,
     ) -> None:
-        """`changed` hears of failovers, `appeared` of replicas that were not there before, `looked`
-        of each look at a cluster.
+        """`changed` hears of failovers, `appeared` of replicas and nodes that were not there
+        before, `looked` of each look at a cluster.
         """
         self._services = {
             side: place for side in Side if isinstance(place := plan.address(side), Service)
@@ -200,7 +200,7 @@ class TopologyWatch:
             self._watches[side].woken.set()
 
     def appeared(self, side: Side) -> None:
-        """Tell the owner of another replica."""
+        """Tell the owner of another replica, or of another node of a cluster."""
         if self._appeared is not None:
             self._appeared(side)
 

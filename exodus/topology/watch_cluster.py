@@ -35,6 +35,9 @@ class Owner(Protocol):
     def failed_over(self, side: Side) -> None:
         """Hear of a failover."""
 
+    def appeared(self, side: Side) -> None:
+        """Hear of a node that was not there before."""
+
     def looked(self, side: Side) -> None:
         """Hear of a look after which the shards are known."""
 
@@ -57,6 +60,7 @@ class ClusterWatch:
         self._seen: View | None = None
         self._noted: tuple[str, int] | None = None
         self._sights: dict[str, deque[Sight]] = {}  # by node
+        self._nodes: set[str] = set()
         self._failovers: list[tuple[float, Failover]] = []  # that the store has not taken yet
         self._noting: asyncio.Task[None] | None = None
         self.woken = asyncio.Event()  # set to look at once
@@ -93,6 +97,10 @@ class ClusterWatch:
             self._failovers += [(time.monotonic(), each) for each in found]
             if found:
                 self._owner.failed_over(self._side)
+        nodes = {name for shard in view.shards for name in (shard.master, *shard.replicas)}
+        if not nodes <= self._nodes:
+            self._owner.appeared(self._side)
+        self._nodes = nodes
         for master in view.masters:
             if (report := self._report(master)) is not None:
                 kept = self._sights.setdefault(master, deque(maxlen=TOPOLOGY_SIGHTS_KEPT))

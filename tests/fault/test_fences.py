@@ -569,3 +569,25 @@ def test_a_provider_s_fence_without_an_instruction_is_no_plan(redis62: DatabaseS
             target=redis62.address(),
             fence=Fencing(source=FenceKind.PROVIDER),
         )
+
+
+async def test_a_switch_that_slept_does_not_take_the_record_of_a_newer_one(
+    local: LocalMigration,
+) -> None:
+    """Nobody would know any more what the newer fence must give back."""
+    await _ready(local)
+    async with (
+        Fence(local.store, Side.SOURCE, local.plan) as slept,
+        Fence(local.store, Side.SOURCE, local.plan) as newer,
+    ):
+        await slept.prepare("slept")
+        await newer.prepare("newer")
+        await newer.raise_()
+        with pytest.raises(CutoverAborted, match="was not fenced"):
+            await slept.raise_()
+        record = await newer.record()
+        assert record is not None
+        assert record.switch == "newer"
+        await newer.lower(record)
+    with _stranger(local.servers[Side.SOURCE]) as client:
+        assert client.set("stray", 1)

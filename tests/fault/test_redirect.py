@@ -12,7 +12,7 @@ import pytest
 import redis
 import redis.asyncio as aredis
 
-from examples.shop.workload import connect
+from examples.shop.place import connect
 from exodus.closing.redirect import read_redirect, redirect, who_is_connected
 from exodus.control.route import read_route
 from exodus.errors import DecisionRefused, OperatorError

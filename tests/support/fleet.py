@@ -21,9 +21,9 @@ import yaml
 
 from examples.shop.check import check
 from examples.shop.model import Model
-from examples.shop.place import Place
+from examples.shop.place import Place, connect
 from examples.shop.preload import preload
-from examples.shop.workload import Tally, Writer, connect
+from examples.shop.workload import Tally, Writer
 from exodus.backfill.slices import copy_slice
 from exodus.control import registry
 from exodus.control.route import ask_for_beats, change_route, read_route

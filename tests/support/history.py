@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import redis.asyncio as redis
 
-from examples.shop.workload import connect
+from examples.shop.place import connect
 from tests.support.libraries import Clients
 from tests.support.linearizable import Operation, first_violation
 

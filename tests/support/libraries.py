@@ -29,7 +29,7 @@ from coredis.retry import NoRetryPolicy
 from redis.asyncio.client import Pipeline
 from redis.exceptions import NoScriptError
 
-from examples.shop.workload import connect
+from examples.shop.place import connect
 
 _ANSWER_S = 60  # as redis-py waits in the shop
 _CONNECT_S = 10

@@ -17,6 +17,7 @@ from exodus.control.gap_reasons import LONG_KEY, REPLACED, SCRIPTS, UNMATCHED
 from exodus.gateway.canary_reads import CanaryRead, chosen
 from exodus.gateway.cursors import server_cursor
 from exodus.gateway.facade import answers
+from exodus.gateway.misfits import IN_TRANSACTION, misfit, slot_of_first
 from exodus.gateway.session.parts import (
     CLIENT_ID,
     LOGIN,
@@ -129,6 +130,8 @@ class Admission:
             self._queue(transaction, pending, buffered[start:end], request.size)
         elif command.role is not Role.PLAIN:
             self._predict(pending, args, buffered[start:end], now)
+        if parts.orders.misfits is not None:
+            self._note_misfit(pending, args, transaction)
         if parts.orders.picks:
             if transaction is None:
                 self._pick(pending, args, buffered, start, end)
@@ -145,6 +148,23 @@ class Admission:
         ):
             parts.replies.edits += 1
         return pending
+
+    def _note_misfit(
+        self, pending: Pending, args: list[bytes], transaction: Transaction | None
+    ) -> None:
+        """Note whether a cluster would refuse a request; counted once it has run."""
+        command = pending.command
+        why = misfit(command, args, pending.select)
+        if transaction is None or not pending.queued:
+            pending.misfit = why
+            return
+        slot = slot_of_first(command, args)
+        if why is not None:
+            transaction.misfits.append((command.name, why))
+        elif slot is not None and transaction.slot not in (None, slot):
+            transaction.misfits.append((_TRANSACTION, IN_TRANSACTION))
+        if transaction.slot is None:
+            transaction.slot = slot
 
     def _pick(
         self, pending: Pending, args: list[bytes], buffered: bytes, start: int, end: int

@@ -51,5 +51,6 @@ cdef class Matching:
     cdef _apply_reset(self)
     @cython.locals(state=SessionState)
     cdef _apply_exec(self, Pending pending, object done, bint failed)
+    cdef _count_misfits(self, list found)
     @cython.locals(parts=SessionParts, state=SessionState)
     cdef _apply_transaction(self, Transaction transaction, object done)

@@ -131,6 +131,8 @@ class Matching:
             if not failed:
                 if pending.text is not None:
                     self._note_script(pending)
+                if pending.misfit is not None:
+                    self._count_misfits([(command.name, pending.misfit)])
                 if pending.reply_mode > _ON:
                     return _NOTHING
         if pending.shadowed:
@@ -380,6 +382,11 @@ class Matching:
             if not failed and pending.transaction is not None:
                 self._apply_transaction(pending.transaction, done)
 
+    def _count_misfits(self, found: list[tuple[bytes, str]]) -> None:
+        """Count what ran here and would not run in a cluster: once for each command and reason."""
+        if self.parts.orders.misfits is not None:
+            self.parts.orders.misfits.update(found)
+
     def _apply_transaction(self, transaction: Transaction, done: set[int] | None) -> None:
         parts = self.parts
         state, scripts = parts.state, parts.orders.scripts
@@ -401,3 +408,5 @@ class Matching:
                 scripts.ask(text)
         if transaction.unreadable is not None:
             parts.lose_count(transaction.unreadable)
+        if transaction.misfits:
+            self._count_misfits(list(dict.fromkeys(transaction.misfits)))

@@ -20,7 +20,7 @@ cdef class Pending:
     cdef public bytes key, raw, substitute, rewritten, text
     cdef public list keys, elsewhere, names, undescribed
     cdef public bint write, queued, own, shadowed, confirms, refused_elsewhere, whole, cursor
-    cdef public object select, barrier, block, deadline, canary, unseen
+    cdef public object select, barrier, block, deadline, canary, unseen, misfit
     cdef public Transaction transaction
 
     cdef begin(self, Command command, double since, Py_ssize_t size)

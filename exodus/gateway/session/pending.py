@@ -33,6 +33,7 @@ class Pending:
         "expected",
         "key",
         "keys",
+        "misfit",
         "names",
         "own",
         "queued",
@@ -90,6 +91,7 @@ class Pending:
             self.refused_elsewhere = False  # some servers take it, others find a protocol error
             self.whole = False  # the reply is kept until it is complete, to be parsed or changed
             self.cursor = False  # the reply has a SCAN cursor that must be marked
+            self.misfit: str | None = None  # why a cluster would refuse it (misfits.py)
 
 
 class PendingQueue:

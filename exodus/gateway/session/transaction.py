@@ -29,8 +29,10 @@ class Transaction:
         "count",
         "effects",
         "first_key",
+        "misfits",
         "raw",
         "raw_bytes",
+        "slot",
         "texts",
         "undescribed",
         "unreadable",
@@ -52,6 +54,8 @@ class Transaction:
         self.undescribed: list[list[bytes]] = []  # requests whose command no server has described
         self.unreadable: str | None = None  # why replies cannot be matched after EXEC
         self.texts: list[bytes] = []  # of scripts
+        self.slot: int | None = None  # of the first key, where misfits are counted
+        self.misfits: list[tuple[bytes, str]] = []  # command and reason (misfits.py)
         self.commands: list[tuple[int, Pending]] = []  # HELLO, AUTH, CLIENT, with their places
 
     def run(self, db: int, done: set[int] | None) -> tuple[list[Key], list[Barrier], list[int]]:
