@@ -223,3 +223,36 @@ async def test_transactions_and_blocked_pops_move_to_the_node_of_their_listener(
             assert client.get(key) == b"1"
         blocked.disconnect()
         open_multi.disconnect()
+
+
+async def test_a_slot_that_an_application_empties_is_emptied_on_the_follower(
+    make_cluster: MakeCluster, control_server: DatabaseServer, tmp_path: Path
+) -> None:
+    """CLUSTER FLUSHSLOT of Valkey 9 names no key."""
+    source = make_cluster(ServerKind.VALKEY_91, masters=2)
+    target = make_cluster(ServerKind.VALKEY_81, masters=2)
+    async with cluster_migration(source, target, control_server, tmp_path, feed=Feed.AUTO) as local:
+        await local.gateway()
+        await begin_live_sync(local)
+        await local.syncer()
+
+        def act() -> None:
+            with through(local) as client:
+                for number in range(40):
+                    client.set(f"k{number}", number)
+                slot = slot_of(b"k7")
+                client.execute_command(
+                    *("CLUSTER", "FLUSHSLOT", slot, "SYNC"),
+                    target_nodes=client.get_node_from_key("k7"),
+                )
+                assert client.get("k7") is None
+
+        await asyncio.to_thread(act)
+        await local.drained()
+
+        async def equal() -> bool:
+            return await asyncio.to_thread(lambda: source.contents() == target.contents())
+
+        await until(equal, within_s=30, otherwise="the follower kept the key")
+        assert b"k7" not in target.contents()
+        assert len(target.contents()) == 39

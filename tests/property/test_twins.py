@@ -59,15 +59,16 @@ _WRITES = {
     b"FLUSHDB": (0, 0),
     b"MOVE": (1, 1),
     b"EVAL": (0, 0),
+    b"CLUSTER|FLUSHSLOT": (0, 0),
 }
 _READS = (
     b"GET PING MULTI EXEC DISCARD WATCH SELECT AUTH HELLO CLIENT SUBSCRIBE UNSUBSCRIBE MONITOR "
-    b"SCAN XREAD RESET QUIT"
+    b"SCAN XREAD RESET QUIT CLUSTER READONLY READWRITE ASKING INFO SSUBSCRIBE SUNSUBSCRIBE"
 ).split()
 
 
 def _session(
-    form: SimpleNamespace, journal: JournalMode, shadow: int, canary: int
+    form: SimpleNamespace, journal: JournalMode, shadow: int, canary: int, dialect: int
 ) -> tuple[object, Recorder, object]:
     table = form.table
     commands = [
@@ -80,7 +81,9 @@ def _session(
     orders.journal = journal
     orders.pick(shadow_below=shadow, canary_below=canary)
     out = Recorder()
-    return form.machine.Session(out, orders), out, telemetry
+    session = form.machine.Session(out, orders)
+    session.log_in(None, 0.0, form.leg.Dialect(dialect))
+    return session, out, telemetry
 
 
 _words = st.sampled_from(
@@ -99,6 +102,9 @@ _words = st.sampled_from(
         b"SETNAME",
         b"STREAMS",
         b"BLOCK",
+        b"SLOTS",
+        b"nodes",
+        b"MYID",
     ]
 )
 _commands = st.builds(
@@ -133,6 +139,10 @@ _replies = st.one_of(
             b"!3\r\nERR\r\n",
             b"-" + b"e" * 60 + b"\r\n",
             b"*0\r\n",
+            b"-MOVED 1 a:1\r\n",
+            b"-ASK 2 b:2\r\n",
+            b"*3\r\n$12\r\nsunsubscribe\r\n$1\r\nk\r\n:0\r\n",
+            b">3\r\n$10\r\nssubscribe\r\n$1\r\nk\r\n:1\r\n",
             b"~1\r\n,1.5\r\n",
         ]
     ),
@@ -155,14 +165,20 @@ _steps = st.lists(
     st.sampled_from(list(JournalMode)),
     st.sampled_from([0, 2**31, 2**32]),
     st.sampled_from([0, 0, 2**32]),
+    st.sampled_from([0, 1, 2]),
     st.lists(st.integers(0, 200), max_size=8),
 )
 def test_both_forms_say_the_same(
-    steps: list[tuple[str, bytes]], journal: JournalMode, shadow: int, canary: int, cuts: list[int]
+    steps: list[tuple[str, bytes]],
+    journal: JournalMode,
+    shadow: int,
+    canary: int,
+    dialect: int,
+    cuts: list[int],
 ) -> None:
     told = []
     for form in FORMS:
-        session, out, telemetry = _session(form, journal, shadow, canary)
+        session, out, telemetry = _session(form, journal, shadow, canary, dialect)
         for number, (what, data) in enumerate(steps):
             if what in ("from_client", "from_server"):
                 at = 0

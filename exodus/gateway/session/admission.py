@@ -11,6 +11,7 @@ from exodus.commands.semantics import (
     replaces_data,
 )
 from exodus.commands.table import Command
+from exodus.control.changes import Barrier
 from exodus.control.effects import barrier_of, keys_elsewhere
 from exodus.control.gap_reasons import LONG_KEY, REPLACED, SCRIPTS, UNMATCHED
 from exodus.gateway.canary_reads import CanaryRead, chosen
@@ -36,6 +37,7 @@ _ASK_CLIENT_ID = encode("CLIENT", "ID")
 _REPLY_ON_REQUEST = encode("CLIENT", "REPLY", "ON")
 _REPLY_MODES = {b"ON": REPLY_ON, b"OFF": REPLY_OFF, b"SKIP": REPLY_SKIP}
 _PING = encode("PING")
+_FLUSHSLOT = b"CLUSTER|FLUSHSLOT"  # of Valkey 9: it removes all keys of a slot
 _MULTI, _TRANSACTION = encode("MULTI"), b"MULTI"
 TOO_LARGE = "larger than is compared"
 _SHADOW_BYTES_MAX = SHADOW_PAYLOAD_BYTES_MAX
@@ -264,6 +266,11 @@ class Admission:
             self._describe_script(pending, args)
         elif role is Role.CLUSTER:
             pending.names = [] if skipped else args
+            if pending.command.name == _FLUSHSLOT:
+                pending.write, pending.barrier = (
+                    True,
+                    Barrier("flushdb", (self.parts.predicted.db,)),
+                )
             is_info = pending.command.name == b"INFO"
             pending.whole = self.parts.leg.facade if is_info else self._names_nodes(args)
         elif role is Role.SCRIPTS:
@@ -325,7 +332,7 @@ class Admission:
             pending.whole = False
             transaction.commands.append((place, pending))
             transaction.whole = True
-        elif role is Role.CLUSTER:
+        elif role is Role.CLUSTER and pending.barrier is None:
             if pending.whole and not self.parts.leg.facade:
                 transaction.effects.append(QueuedEffect(place, role, word=pending.names[1]))
                 transaction.whole = True

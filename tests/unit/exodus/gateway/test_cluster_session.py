@@ -7,6 +7,7 @@ from __future__ import annotations
 import pytest
 
 from exodus.commands.table import Command, CommandTable
+from exodus.control.changes import Barrier
 from exodus.gateway.orders import Orders
 from exodus.gateway.session import Dialect, Session
 from exodus.plan.vocabulary import JournalMode
@@ -28,6 +29,7 @@ _READS = (b"GET", b"PING", b"MULTI", b"EXEC", b"CLUSTER", b"READONLY", b"READWRI
 def made(out: Recorder) -> Session:
     commands = [Command(b"SET", write=True, first=1, last=1), Command(b"EVAL", write=True)]
     table = CommandTable([*commands, *(Command(name, write=False) for name in _READS)])
+    table.find(b"CLUSTER").subcommands[b"FLUSHSLOT"] = Command(b"CLUSTER|FLUSHSLOT", write=True)
     orders = Orders(table, Telemetry(NoKeyStatistics()))
     orders.journal = JournalMode.ALL
     session = Session(out, orders)
@@ -196,6 +198,29 @@ def test_a_script_that_another_node_has_to_run_changes_nothing() -> None:
         << ("to_server", evaluated)
         >> ("from_server", MOVED)
         << ("to_client", TOLD.replace(b"gateway", b"doubted"))
+    ).play_at_every_split()
+
+
+def test_a_slot_that_was_emptied_counts_as_a_change_of_every_key() -> None:
+    """CLUSTER FLUSHSLOT of Valkey 9 names no key."""
+    asked = encode("CLUSTER", "FLUSHSLOT", "7")
+    (
+        script()
+        >> ("from_client", asked)
+        << ("log_intents", [], Barrier("flushdb", (0,)))
+        << ("to_server", asked)
+        >> ("from_server", OK)
+        << ("to_client", OK)
+        << ("journal", [], Barrier("flushdb", (0,)))
+    ).play_at_every_split()
+    refused = b"-ERR Invalid slot\r\n"
+    (
+        script()
+        >> ("from_client", asked)
+        << ("log_intents", [], Barrier("flushdb", (0,)))
+        << ("to_server", asked)
+        >> ("from_server", refused)
+        << ("to_client", refused)
     ).play_at_every_split()
 
 
