@@ -84,9 +84,9 @@ def run_demo(demo: Demo) -> bool:
             why=f"its stack is in {demo.home.root}",
             next_step=f"exodus down --home {demo.home.root}",
         )
-    if demo.tamper and demo.topology is TopologyKind.CLUSTER:
+    if demo.tamper and demo.topology.is_cluster(Side.TARGET):
         raise OperatorError(
-            "--tamper with --topology cluster cannot be",
+            f"--tamper with --topology {demo.topology} cannot be",
             why="it damages keys of one server",
             next_step="leave one of them away",
         )
@@ -144,8 +144,16 @@ def _url_of(place: Place, *, login: bool = False) -> str:
     return f"{scheme}://{user}{address.host}:{address.port}"
 
 
+def _gateway_url(demo: Demo, file: MigrationFile) -> str:
+    """Return the gateway as the application is told it."""
+    scheme = "redis-cluster" if demo.topology.is_cluster(Side.TARGET) else "redis"
+    return f"{scheme}://{file.plan.gateway.host}:{file.plan.gateway.port}"
+
+
 def _start_app(demo: Demo, file: MigrationFile) -> Started:
-    source = _url_of(file.plan.source)
+    # Only the gateway lets a cluster client in to a single server.
+    from_the_start = demo.topology is TopologyKind.TO_CLUSTER
+    source = _gateway_url(demo, file) if from_the_start else _url_of(file.plan.source)
     _path(demo, "address").write_text(source)
     command = [
         sys.executable,
@@ -178,8 +186,7 @@ def _start_app(demo: Demo, file: MigrationFile) -> Started:
 
 def _move_app(demo: Demo, file: MigrationFile, app: Started) -> None:
     """Give the application the gateway's address; it goes on there."""
-    scheme = "redis-cluster" if isinstance(file.plan.source, Cluster) else "redis"
-    gateway = f"{scheme}://{file.plan.gateway.host}:{file.plan.gateway.port}"
+    gateway = _gateway_url(demo, file)
     if _path(demo, "address").read_text() == gateway:
         return
     _path(demo, "address").write_text(gateway)
@@ -215,7 +222,7 @@ def _wait(condition: Callable[[], bool], app: Started, otherwise: str, within_s:
 
 def _run_phases(demo: Demo, file: MigrationFile, api: PrefectApi, app: Started) -> None:
     began = time.monotonic()
-    if demo.topology is TopologyKind.CLUSTER:  # the phases before do not read a cluster's traffic
+    if not file.plan.watches_traffic:  # the phases before do not read a cluster's traffic
         _move_app(demo, file, app)
         api.start(Phase.MIGRATE, {"migration": file.plan.name})
     else:

@@ -70,7 +70,10 @@ def demo(
     ] = PathTaken.COMMIT,
     topology: Annotated[
         TopologyKind,
-        typer.Option(help="sentinel: both sides are behind Sentinel; the source fails over"),
+        typer.Option(
+            help="sentinel: both sides are behind Sentinel; the source fails over. cluster: three "
+            "masters each. to-cluster: one server, to three masters"
+        ),
     ] = TopologyKind.STANDALONE,
     seed: Annotated[int, typer.Option(help="seed of the application")] = 1,
     keep: Annotated[bool, typer.Option("--keep", help="leave the stack running")] = False,

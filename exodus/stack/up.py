@@ -47,6 +47,13 @@ class TopologyKind(StrEnum):
     STANDALONE = "standalone"
     SENTINEL = "sentinel"
     CLUSTER = "cluster"
+    TO_CLUSTER = "to-cluster"  # from one server, whose clients see a cluster of one node
+
+    def is_cluster(self, side: str) -> bool:
+        """Return whether a side is a cluster."""
+        return self is TopologyKind.CLUSTER or (
+            self is TopologyKind.TO_CLUSTER and side == Side.TARGET
+        )
 
 
 @dataclass
@@ -227,7 +234,7 @@ class _Stack:
             if url is not None:
                 given[name] = _given(home, name, url, password_file)
                 continue
-            if name != "control_store" and wanted.topology is TopologyKind.CLUSTER:
+            if name != "control_store" and wanted.topology.is_cluster(name):
                 given[name] = self._cluster(name, kind)
                 continue
             server_port = free_port()
@@ -392,9 +399,11 @@ class _Stack:
 
 def _gateway(topology: TopologyKind) -> dict[str, Any]:
     """Return where the gateway listens; in front of a cluster, on several ports in a row."""
-    if topology is not TopologyKind.CLUSTER:
+    if not topology.is_cluster(Side.TARGET):
         return {"host": "127.0.0.1", "port": free_port()}
-    return {"host": "127.0.0.1", "port": free_ports(LISTENERS), "listeners": LISTENERS}
+    facade = {"facade": "cluster"} if topology is TopologyKind.TO_CLUSTER else {}
+    first = free_ports(LISTENERS)
+    return {"host": "127.0.0.1", "port": first, "listeners": LISTENERS, **facade}
 
 
 def _given(home: Home, name: str, url: str, password_file: Path | None) -> dict[str, str]:
