@@ -5,16 +5,18 @@ Applications connect to the gateway, which forwards to the source.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from prefect.client.schemas.objects import State
 
 from exodus.plan.vocabulary import Phase
 from flows.lifecycle import go_on
 from flows.phase import MIGRATION, SECONDS, MigrationName, Seconds, phase_flow
-from tasks.advice import find_provider_risks, judge_provider, recommend
+from tasks.advice import find_provider_risks, judge_provider, recommend, recommend_untried
 from tasks.beside import compare_beside
 from tasks.checks import any_fatal, frames, open_findings, summary_lines, why_not_accepted
 from tasks.clients import direct_clients
-from tasks.cluster_fit import judge_cluster_fit
+from tasks.cluster_fit import has_cluster, judge_cluster_fit, judge_untried
 from tasks.compatibility import (
     advice_lines,
     check_commands,
@@ -25,6 +27,7 @@ from tasks.compatibility import (
     strategy_line,
     workload_line,
 )
+from tasks.context import Json
 from tasks.decision import ask, close_phase, findings_form
 from tasks.evidence import evaluate
 from tasks.ledger import open_phase
@@ -35,6 +38,15 @@ from tasks.shapes import judge_scripts, judge_shapes, prove_shapes, try_scripts
 from tasks.sizing import judge_size, measure_size
 
 PHASE = Phase.ANALYZE
+
+
+class _Tried(NamedTuple):
+    """What trials on the target said: advice, lists, frames, and the dry run in one line."""
+
+    advice: list[Json]
+    lists: dict[str, list[Json]]
+    frames: dict[str, list[Json]]
+    foreseen: str
 
 
 @phase_flow(PHASE)
@@ -48,27 +60,20 @@ def analyze(migration: MigrationName = MIGRATION, seconds: Seconds = SECONDS) ->
     workload = learn_workload(migration, seconds)
     direct = direct_clients(migration)
     commands = check_commands(migration, workload["commands"])
-    shapes = prove_shapes(migration, workload["commands"])
-    scripts = try_scripts(migration)
-    size = measure_size(migration, workload)
     risks = find_provider_risks(migration, workload["commands"])
     beside = compare_beside(migration, PHASE)
-    foreseen = foresee_strategies(migration)
-    predicted = keep_predictions(migration, size, workload)
     checks = [
         *sides,
         *judge_workload(workload, commands, direct),
         *judge_cluster_fit(workload, facts["target"]["database_count"]),
-        *judge_shapes(shapes),
-        *judge_scripts(scripts),
-        *judge_size(size),
         *judge_provider(risks),
     ]
-    advice = [
-        *recommend(began["plan"], facts, size, checks, predicted),
-        *risk_rows(workload),
-        *heavy_rows(workload),
-    ]
+    if has_cluster(began["plan"]):
+        checks += judge_untried()
+        tried = _Tried(recommend_untried(checks), {}, {}, "dry run: not done for a cluster")
+    else:
+        tried = _try_on_target(migration, began["plan"], facts, workload, checks)
+    advice = [*tried.advice, *risk_rows(workload), *heavy_rows(workload)]
     summary = {
         key: workload[key]
         for key in (
@@ -83,19 +88,17 @@ def analyze(migration: MigrationName = MIGRATION, seconds: Seconds = SECONDS) ->
     }
     lists = {
         "recommendations": advice,
-        "shards": size["shards"],
         "provider-risks": risks,
-        "predictions": predicted,
         "rates": workload["rates"],
         "changes": workload["changes"],
-        "dry-run": foreseen,
         "prefixes": workload["prefixes"],
         "hot-keys": workload["hot_keys"],
         "clients": workload["clients"],
         "cluster-misfits": workload["misfits"] or [],
         "direct-clients": direct,
+        **tried.lists,
     }
-    frame_of = {"commands": commands, "shapes": shapes, "sizing": size["rows"]}
+    frame_of = {"commands": commands, **tried.frames}
     shown = {**frames(checks), **{name: rows for name, rows in frame_of.items() if rows}}
     evaluate(migration, PHASE, shown, summary, lists)
     decision = ask(
@@ -108,7 +111,7 @@ def analyze(migration: MigrationName = MIGRATION, seconds: Seconds = SECONDS) ->
             *advice_lines(advice),
             *summary_lines(checks),
             workload_line(workload, commands),
-            strategy_line(foreseen),
+            tried.foreseen,
             *beside,
         ],
         evidence=f"evidence.{PHASE}",
@@ -117,3 +120,21 @@ def analyze(migration: MigrationName = MIGRATION, seconds: Seconds = SECONDS) ->
     ended = close_phase(migration, PHASE, decision)
     go_on(migration)
     return ended
+
+
+def _try_on_target(
+    migration: str, plan: Json, facts: Json, workload: Json, checks: list[Json]
+) -> _Tried:
+    """Try requests, scripts and a sample of keys on the target; add what they say to `checks`."""
+    shapes = prove_shapes(migration, workload["commands"])
+    scripts = try_scripts(migration)
+    size = measure_size(migration, workload)
+    foreseen = foresee_strategies(migration)
+    predicted = keep_predictions(migration, size, workload)
+    checks += [*judge_shapes(shapes), *judge_scripts(scripts), *judge_size(size)]
+    return _Tried(
+        advice=recommend(plan, facts, size, checks, predicted),
+        lists={"shards": size["shards"], "predictions": predicted, "dry-run": foreseen},
+        frames={"shapes": shapes, "sizing": size["rows"]},
+        foreseen=strategy_line(foreseen),
+    )

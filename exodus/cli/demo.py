@@ -24,12 +24,14 @@ from exodus.cli.phases import read_status
 from exodus.cli.prefect_api import PrefectApi
 from exodus.control import ledger
 from exodus.control.ledger import FINALISE, NEXT
+from exodus.control.phase_order import UNTRIED, due_phase
 from exodus.control.store import ControlStore
 from exodus.engine import open_engine
 from exodus.errors import OperatorError, StackError
 from exodus.net.masters import located
 from exodus.plan.address import Address, Cluster, Place, Service
 from exodus.plan.migration_file import MigrationFile, load_migration
+from exodus.plan.plan import Plan
 from exodus.plan.vocabulary import Phase, Side
 from exodus.stack.home import Home
 from exodus.stack.prefect import project_root
@@ -222,11 +224,10 @@ def _wait(condition: Callable[[], bool], app: Started, otherwise: str, within_s:
 
 def _run_phases(demo: Demo, file: MigrationFile, api: PrefectApi, app: Started) -> None:
     began = time.monotonic()
-    if not file.plan.watches_traffic:  # the phases before do not read a cluster's traffic
+    first = due_phase([], file.plan) or Phase.PRE_TEST
+    if first is not Phase.PRE_TEST:
         _move_app(demo, file, app)
-        api.start(Phase.MIGRATE, {"migration": file.plan.name})
-    else:
-        api.start(Phase.PRE_TEST, {"migration": file.plan.name})
+    api.start(first, {"migration": file.plan.name})
     answered: set[tuple[str, str, int]] = set()
     changed = time.monotonic()
     fails_over = isinstance(file.plan.source, Service)
@@ -261,10 +262,11 @@ def _run_phases(demo: Demo, file: MigrationFile, api: PrefectApi, app: Started) 
                 _wait_answered(file, waiting)
             else:
                 verdict = _verdict(demo, waiting)
+                fields = _accepted(file.plan, waiting)
                 answer_open_decision(
-                    file, api, verdict, by=_DECIDED_BY, why="demo script", fields={}
+                    file, api, verdict, by=_DECIDED_BY, why="demo script", fields=fields
                 )
-                say(f"  → {verdict}")
+                say(f"  → {verdict}" + "".join(f", accepted: {names}" for names in fields.values()))
             answered.add(key)
             changed = time.monotonic()
         if status["phases"].get(Phase.COMMIT, {}).get("state") == "approved":
@@ -278,6 +280,17 @@ def _run_phases(demo: Demo, file: MigrationFile, api: PrefectApi, app: Started) 
             )
         time.sleep(0.3)
     demo.phases = asyncio.run(_phase_rows(file))
+
+
+def _accepted(plan: Plan, waiting: Json) -> dict[str, object]:
+    """Return the fields by which the demo accepts the findings that Analyze has with a cluster.
+
+    A cluster has one database, and the demo's single server has sixteen. The shop uses one.
+    """
+    if waiting["phase"] != Phase.ANALYZE or plan.watches_traffic:
+        return {}
+    fewer = ["databases"] if not isinstance(plan.source, Cluster) else []
+    return {"accept_findings": "\n".join([UNTRIED, *fewer])}
 
 
 def _verdict(demo: Demo, waiting: Json) -> str:

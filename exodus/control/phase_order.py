@@ -19,7 +19,9 @@ _NEEDS = {
     Phase.MIGRATE: Phase.TEST,
     Phase.COMMIT: Phase.MIGRATE,
 }
-_WATCHING = (Phase.PRE_TEST, Phase.ANALYZE, Phase.COMPARE, Phase.TEST)
+_FOR_ONE_SERVER = frozenset({Phase.PRE_TEST, Phase.COMPARE, Phase.TEST})
+# Analyze's finding where a side is a cluster. It stands for all that is not tried there.
+UNTRIED = "requests, scripts and sizes were tried on the target"
 _HOUR_MS = 3_600_000
 
 
@@ -29,11 +31,22 @@ def text_of_end(how: PhaseEnd, decision: LedgerEntry) -> str:
 
 
 def due_phase(entries: list[LedgerEntry], plan: Plan) -> Phase | None:
-    """Return the phase that the decisions call for (`ledger.next_due`); with a cluster the phases
-    before Migrate are left out.
+    """Return the phase that the decisions call for (`ledger.next_due`), less the phases that are
+    left out.
     """
-    due = ledger.next_due(entries)
-    return Phase.MIGRATE if due in _WATCHING and not plan.watches_traffic else due
+    due, left_out = ledger.next_due(entries), phases_left_out(plan)
+    while due in left_out:
+        due = ledger.FORWARD[ledger.FORWARD.index(due) + 1]
+    return due
+
+
+def phases_left_out(plan: Plan) -> frozenset[Phase]:
+    """Return the phases that are not done: with a cluster those that speak to one server, and
+    Analyze where no application passes a gateway.
+    """
+    if plan.watches_traffic:
+        return frozenset()
+    return _FOR_ONE_SERVER if plan.has_gateways else _FOR_ONE_SERVER | {Phase.ANALYZE}
 
 
 async def check_may_begin(store: ControlStore, plan: Plan, phase: Phase) -> None:
@@ -53,12 +66,15 @@ async def check_may_begin(store: ControlStore, plan: Plan, phase: Phase) -> None
             "`exodus start rollback` with abandon then ends live sync and leaves the target as "
             "it is",
         )
-    if phase in _WATCHING and not plan.watches_traffic:
+    left_out = phases_left_out(plan)
+    if phase in left_out:
+        following = due_phase([], plan)
         raise DecisionRefused(
             f"{phase} may not begin: a side of this migration is a cluster",
-            why="this phase captures, samples and rehearses requests for one server only",
-            next_step="exodus start migrate; it checks both sides before it copies "
-            "(docs/operating/cluster.md)",
+            why="applications pass no gateway that could learn from them"
+            if phase is Phase.ANALYZE
+            else "this phase captures, samples and rehearses requests for one server only",
+            next_step=f"exodus start {following}; see docs/operating/cluster.md",
         )
     if problems := ledger.broken(await ledger.read_stored(store)):
         raise DecisionRefused(
@@ -76,7 +92,9 @@ async def check_may_begin(store: ControlStore, plan: Plan, phase: Phase) -> None
             "apply for another one",
         )
     needed = _NEEDS.get(phase)
-    if needed is None or (needed in _WATCHING and not plan.watches_traffic):
+    while needed in left_out:
+        needed = _NEEDS.get(needed)
+    if needed is None:
         return
     retry = ledger.last_decision(entries, Phase.ROLLBACK, ledger.NEXT)
     voided_ms = ledger.voided_ms(entries, Phase.TEST) or 0
