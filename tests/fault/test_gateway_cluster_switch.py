@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
+import coredis
+import coredis.exceptions
+import glide
 import pytest
 import redis
 from redis.cluster import RedisCluster
@@ -256,3 +260,87 @@ async def test_a_slot_that_an_application_empties_is_emptied_on_the_follower(
         await until(equal, within_s=30, otherwise="the follower kept the key")
         assert b"k7" not in target.contents()
         assert len(target.contents()) == 39
+
+
+class _Counting:
+    """A client library that increments counters of its own until it is told to stop."""
+
+    def __init__(self, name: str, port: int) -> None:
+        self.name, self._port = name, port
+        self.counts: Counter[str] = Counter()
+        self.errors: Counter[str] = Counter()
+        self.violations: list[str] = []
+        self._stop = asyncio.Event()
+
+    async def run(self) -> None:
+        if self.name == "glide":
+            node = glide.NodeAddress("127.0.0.1", self._port)
+            client = await glide.GlideClusterClient.create(
+                glide.GlideClusterClientConfiguration([node], request_timeout=10_000)
+            )
+            try:
+                await self._count(client.incr)
+            finally:
+                await client.close()
+        else:
+            cluster = coredis.RedisCluster("127.0.0.1", self._port)
+            async with cluster:
+                await self._count(cluster.incr)
+
+    async def _count(self, incr: Callable[[str], Awaitable[int]]) -> None:
+        number = 0
+        while not self._stop.is_set():
+            key = f"{self.name}:{number % 50}"
+            number += 1
+            try:
+                found = await incr(key)
+            except (coredis.exceptions.RedisError, glide.GlideError) as exc:
+                self.errors[f"{type(exc).__name__}: {exc}"] += 1
+                continue
+            if found != self.counts[key] + 1:
+                self.violations.append(f"{key} is {found}, and not {self.counts[key] + 1}")
+            self.counts[key] = found
+
+    def stop(self) -> None:
+        self._stop.set()
+
+    async def wait_more(self, count: int) -> None:
+        wanted = self.counts.total() + count
+
+        async def done() -> bool:
+            return self.counts.total() >= wanted
+
+        await until(done, within_s=60, otherwise=f"no write of {self.name} passes: {self.errors}")
+
+
+@pytest.mark.parametrize("name", ["coredis", "glide"])
+async def test_other_cluster_clients_follow_failovers_and_switches(
+    name: str, make_cluster: MakeCluster, control_server: DatabaseServer, tmp_path: Path
+) -> None:
+    source = make_cluster(ServerKind.VALKEY_81, replicas=1)
+    target = make_cluster(ServerKind.VALKEY_91, masters=2)
+    async with cluster_migration(source, target, control_server, tmp_path, feed=Feed.AUTO) as local:
+        with gateway_process(local):
+            await begin_live_sync(local)
+            await local.syncer()
+            await local.backfill()
+            app = _Counting(name, local.port)
+            running = asyncio.create_task(app.run())
+            try:
+                await app.wait_more(200)
+                await asyncio.to_thread(source.failover, source.masters()[1])
+                await app.wait_more(200)
+                for to in (Side.TARGET, Side.SOURCE, Side.TARGET):
+                    await switch(local, to)
+                    await app.wait_more(300)
+            finally:
+                app.stop()
+                await running
+            await local.drained()
+            assert app.violations == []
+            assert dict(app.errors) == {}
+            for box in (source, target):
+                found = await asyncio.to_thread(box.contents)
+                assert {key.encode(): b"%d" % n for key, n in app.counts.items()} == {
+                    key: value for key, (_, value, _) in found.items()
+                }

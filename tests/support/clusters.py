@@ -13,6 +13,7 @@ import pytest
 import redis
 
 from exodus.commands.slots import slot_of
+from exodus.errors import StackError
 from exodus.plan.address import Cluster
 from exodus.stack.clusters import CLUSTER_SETTINGS, cluster_port, join, slots_of
 from exodus.stack.home import Home
@@ -51,13 +52,17 @@ class ClusterBox:
         self.nodes = [
             DatabaseServer(kind, home.root, port=cluster_port(), **settings) for home in homes
         ]
-        join(
-            [node.port for node in self.nodes],
-            masters=masters,
-            spare=spare,
-            username=USER,
-            password=self._password_file.read_text().strip(),
-        )
+        try:
+            join(
+                [node.port for node in self.nodes],
+                masters=masters,
+                spare=spare,
+                username=USER,
+                password=self._password_file.read_text().strip(),
+            )
+        except StackError:
+            self.close()
+            raise
 
     # ---- as one server
 
