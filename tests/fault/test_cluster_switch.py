@@ -18,11 +18,14 @@ from examples.shop.check import check
 from examples.shop.model import Model
 from examples.shop.place import Place
 from examples.shop.workload import Tally, Writer
+from exodus.control import registry
+from exodus.control.listener_map import publish_listeners, read_listeners
 from exodus.control.route import read_route
 from exodus.copy.guard import read_write_grants
 from exodus.cutover import switch
 from exodus.cutover.context import Switch
 from exodus.cutover.fence import read_record
+from exodus.cutover.listeners_check import check_listeners, check_same_listeners, lacks
 from exodus.cutover.settle import settle
 from exodus.errors import CutoverAborted, DecisionRefused
 from exodus.feeds.feed import begin_feed
@@ -305,6 +308,24 @@ async def test_a_stray_of_the_old_side_is_refused_on_every_node(
         await shop.end()
         await _agree(local)
         await shop.judge(target)
+        await _another_map_is_noticed(local)
+
+
+async def _another_map_is_noticed(local: LocalMigration) -> None:
+    """Before a switch begins, under its hold, and before the route changes."""
+    versions = await check_listeners(local.store, local.plan)
+    running = Switch(
+        local.store, local.plan, Side.SOURCE, await read_route(local.store), listeners=versions
+    )
+    await check_same_listeners(running)
+    (beat,) = await registry.heartbeats(local.store, "gateway")
+    assert lacks(beat, versions) == ""
+    known = (await read_listeners(local.store))[Side.SOURCE]
+    after = known.model_copy(update={"version": known.version + 1})
+    assert await publish_listeners(local.store, Side.SOURCE, after)
+    assert "map of the source" in lacks(beat, {**versions, "source": after.version})
+    with pytest.raises(CutoverAborted, match="stand for other nodes now"):
+        await check_same_listeners(running)
 
 
 if FULL:
