@@ -555,34 +555,51 @@ class Fence:
     async def lower(self, record: Record) -> None:
         """Give back what was taken, for good.
 
+        The right to fence ends together with the first fence. Otherwise a process that keeps the
+        fence up (`keep_raised`) could raise it again on a server that was done. A fence that
+        refuses our own write to the guard is an exception: there the right ends last.
+
         Raises:
             SourceError, TargetError: a server does not answer; it is done again.
         """
         method, guard = self._method_of(record), record.switch.encode()
+        ended = f"ended {record.switch}".encode()
+        end_right: list[Command] = [("SET", self._guard, ended)]
+        refuses_us = record.kind in KEEP_US_OUT
         master = await self._master()
         kept = record.kept_of(master)
-        down = [] if kept is None else method.down(kept)
+        down = [] if kept is None or master in record.lowered else method.down(kept)
+        # The master first: applications wait for it.
+        if not await self._change(guard, [*([] if refuses_us else end_right), *down]) and down:
+            await self._change(ended, down)  # the right ended, and the process that ended it died
         if master:
-            # The master first: applications wait for it. Its guard stays until the replicas, which
-            # are lowered under it, are done.
-            if master not in record.lowered:
-                await self._change(guard, down)
+            if down:
                 record = await self._note_lowered(record, master)
-            down = []
-            for name in await self._replicas.current():
-                kept = record.kept_of(name)
-                if kept is not None and name not in record.lowered:
-                    await self._replicas.change(name, guard, method.down(kept))
-                    record = await self._note_lowered(record, name)
+            record = await self._lower_replicas(record, guard if refuses_us else ended)
             self._check_all_lowered(record)
-        ended = ("SET", self._guard, f"ended {record.switch}")
-        if record.kind in KEEP_US_OUT:
-            # Our own write to the guard is refused until it is down. Who dies in between leaves the
-            # record, and it is done again.
-            await self._change(guard, down)
-            down = []
-        await self._change(guard, [ended, *down])
+        if refuses_us:
+            await self._change(guard, end_right)
         await self._forget(record)
+
+    async def _lower_replicas(self, record: Record, guard: bytes) -> Record:
+        """Give back what was taken on replicas, under this value of the guard.
+
+        Raises:
+            SourceError, TargetError: one does not answer, or is behind its master.
+        """
+        method = self._method_of(record)
+        for name in await self._replicas.current():
+            kept = record.kept_of(name)
+            if kept is None or name in record.lowered:
+                continue
+            if not await self._replicas.change(name, guard, method.down(kept)):
+                raise error_of(self._side)(
+                    f"the fence on the replica {name} could not be lifted",
+                    why="the end of the right to fence did not come to it: it is behind its master",
+                    next_step="look at its replication; it is done again",
+                )
+            record = await self._note_lowered(record, name)
+        return record
 
     def _check_all_lowered(self, record: Record) -> None:
         """Check that no server of the service is left fenced: it may be the master one day.

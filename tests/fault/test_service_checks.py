@@ -15,7 +15,7 @@ from exodus.cutover.topology_check import (
     check_unchanged,
     look_at_servers,
 )
-from exodus.errors import CutoverAborted, DecisionRefused
+from exodus.errors import CutoverAborted, DecisionRefused, SourceError
 from exodus.net.leg import Leg
 from exodus.plan.plan import Plan
 from exodus.plan.vocabulary import Side
@@ -95,6 +95,73 @@ async def test_a_replica_without_exodus_rights_cannot_be_fenced(
         replica.kill()
         replica.start()
         source_service.follow(replica)
+
+
+def _fenced(box: DatabaseServer) -> bool:
+    with box.client() as client:
+        return "-@write" in str(client.acl_getuser("default"))
+
+
+async def test_a_fence_that_is_lifted_is_not_raised_again(
+    source_service: ServiceBox,
+    valkey91: DatabaseServer,
+    control_server: DatabaseServer,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A gateway that keeps the fence up acts between the master and the replica: its right has
+    ended. It would leave a fence behind that nobody knows of.
+    """
+    plan = _plan(source_service, valkey91)
+    async with await ControlStore.connect(control_server.address(), plan.name) as store:
+        await store.save_plan(plan)
+        async with (
+            Fence(store, Side.SOURCE, plan) as fence,
+            Fence(store, Side.SOURCE, plan) as other,
+        ):
+            await fence.prepare("s1")
+            await fence.raise_()
+            assert all(map(_fenced, source_service.nodes))
+            record = await fence.record()
+            assert record is not None
+            change, kept_up = fence._replicas.change, []
+
+            async def beside_a_gateway(*of: object) -> bool:
+                await other.keep_raised(record)
+                kept_up.append(True)
+                return await change(*of)  # type: ignore[arg-type]
+
+            monkeypatch.setattr(fence._replicas, "change", beside_a_gateway)
+            await fence.lower(record)
+            assert kept_up
+            assert await fence.record() is None
+    assert not any(map(_fenced, source_service.nodes))
+
+
+async def test_a_replica_that_is_behind_keeps_the_fences_record(
+    source_service: ServiceBox, valkey91: DatabaseServer, control_server: DatabaseServer
+) -> None:
+    """Its rules are given back when it is in step again."""
+    plan = _plan(source_service, valkey91)
+    (replica,) = source_service.replicas()
+    async with await ControlStore.connect(control_server.address(), plan.name) as store:
+        await store.save_plan(plan)
+        async with Fence(store, Side.SOURCE, plan) as fence:
+            await fence.prepare("s1")
+            await fence.raise_()
+            with replica.client() as client:
+                client.execute_command("CLIENT", "PAUSE", 60_000, "WRITE")  # its master's, too
+            record = await fence.record()
+            assert record is not None
+            with pytest.raises(SourceError, match="could not be lifted"):
+                await fence.lower(record)
+            assert [_fenced(source_service.master()), _fenced(replica)] == [False, True]
+            with replica.client() as client:
+                client.execute_command("CLIENT", "UNPAUSE")
+            record = await fence.record()
+            assert record is not None
+            await fence.lower(record)
+            assert await fence.record() is None
+    assert not any(map(_fenced, source_service.nodes))
 
 
 async def test_what_changed_under_a_switch_gives_it_up(
