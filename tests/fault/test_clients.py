@@ -19,12 +19,12 @@ from exodus.plan.vocabulary import Side
 from exodus.stack.prefect import project_root
 from exodus.stack.servers import ServerKind, binary
 from tests.support.full import FULL
+from tests.support.ioredis import installed_ioredis
 from tests.support.local_migration import LocalMigration
 
 pytestmark = pytest.mark.fault
 
 _CLIENTS = project_root() / "tests" / "support" / "clients"
-_IOREDIS = "ioredis@6.0.0"
 # Without the compiled parser redis-py takes its own, in Python.
 _NO_HIREDIS = (
     "import sys; sys.modules['hiredis'] = None; from tests.support.clients.redis_py "
@@ -32,13 +32,13 @@ _NO_HIREDIS = (
 )
 
 
-async def _run(command: list[str], *, given: Path | None = None, folder: Path | None = None) -> str:
+async def _run(command: list[str], *, given: Path | None = None) -> str:
     process = await asyncio.create_subprocess_exec(
         *command,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        cwd=folder or project_root(),
+        cwd=project_root(),
     )
     out, errors = await asyncio.wait_for(
         process.communicate(given.read_bytes() if given else b""), 120
@@ -94,8 +94,5 @@ async def test_redis_cli(local: LocalMigration) -> None:
 if FULL:
 
     async def test_ioredis(local: LocalMigration) -> None:
-        folder = project_root() / "build" / "clients"
-        folder.mkdir(parents=True, exist_ok=True)
-        install = ["npm", "install", "--no-audit", "--no-fund", "--prefix", str(folder), _IOREDIS]
-        await _run(install, folder=folder)
-        await _both(local, ["node", str(_CLIENTS / "ioredis.mjs"), "{at}", str(folder)], lines=20)
+        program, folder = await installed_ioredis("ioredis.mjs")
+        await _both(local, ["node", str(program), "{at}", str(folder)], lines=20)

@@ -27,6 +27,8 @@ from exodus.topology.endpoint import Endpoint
 from tests.support.cluster_app import ClusterApp
 from tests.support.cluster_gateway import cluster_migration, gateway_process
 from tests.support.clusters import ClusterBox
+from tests.support.full import FULL
+from tests.support.ioredis import installed_ioredis
 from tests.support.local_migration import LocalMigration
 from tests.support.servers import DatabaseServer
 from tests.support.wait import until
@@ -282,6 +284,8 @@ class _Counting:
                 await self._count(client.incr)
             finally:
                 await client.close()
+        elif self.name == "ioredis":
+            await self._count_apart()
         else:
             cluster = coredis.RedisCluster("127.0.0.1", self._port)
             async with cluster:
@@ -297,9 +301,32 @@ class _Counting:
             except (coredis.exceptions.RedisError, glide.GlideError) as exc:
                 self.errors[f"{type(exc).__name__}: {exc}"] += 1
                 continue
-            if found != self.counts[key] + 1:
-                self.violations.append(f"{key} is {found}, and not {self.counts[key] + 1}")
-            self.counts[key] = found
+            self._note(key, found)
+
+    def _note(self, key: str, found: int) -> None:
+        if found != self.counts[key] + 1:
+            self.violations.append(f"{key} is {found}, and not {self.counts[key] + 1}")
+        self.counts[key] = found
+
+    async def _count_apart(self) -> None:
+        """Let a program of ioredis count."""
+        program, folder = await installed_ioredis("ioredis_cluster.mjs")
+        process = await asyncio.create_subprocess_exec(
+            *("node", str(program), str(self._port), str(folder)),
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+        )
+        assert process.stdin is not None
+        assert process.stdout is not None
+        async for line in process.stdout:
+            key, _, said = line.decode().strip().partition(" ")
+            if key == "!":
+                self.errors[said] += 1
+            else:
+                self._note(key, int(said))
+            if self._stop.is_set():
+                process.stdin.close()  # it ends, and tells what it has
+        await process.wait()
 
     def stop(self) -> None:
         self._stop.set()
@@ -313,7 +340,8 @@ class _Counting:
         await until(done, within_s=60, otherwise=f"no write of {self.name} passes: {self.errors}")
 
 
-@pytest.mark.parametrize("name", ["coredis", "glide"])
+# ioredis needs node and npm.
+@pytest.mark.parametrize("name", ["coredis", "glide", *(["ioredis"] if FULL else [])])
 async def test_other_cluster_clients_follow_failovers_and_switches(
     name: str, make_cluster: MakeCluster, control_server: DatabaseServer, tmp_path: Path
 ) -> None:

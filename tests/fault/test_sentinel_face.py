@@ -22,8 +22,8 @@ from exodus.gateway.sentinel_face import SentinelFace
 from exodus.plan.plan import Plan
 from exodus.plan.vocabulary import Side
 from exodus.stack.home import free_port
-from exodus.stack.prefect import project_root
 from tests.support.full import FULL
+from tests.support.ioredis import installed_ioredis
 from tests.support.local_migration import LocalMigration
 from tests.support.sentinels import ServiceBox
 from tests.support.servers import DatabaseServer
@@ -92,7 +92,7 @@ if FULL:
 
     async def test_and_ioredis(local: LocalMigration) -> None:
         face = await faced(local)
-        folder = project_root() / "build" / "clients"
+        _, folder = await installed_ioredis("ioredis.mjs")
         script = (
             "const { createRequire } = require('node:module');"
             f"const Redis = createRequire('{folder}/')('ioredis');"
