@@ -56,7 +56,7 @@ class Progress(ProgressSample):
     def text_when_done(self) -> str:
         """Return the line of work that has ended."""
         moved = f" · {self.payload_bytes / 1e6:,.1f} MB" if self.payload_bytes else ""
-        return f"{self.what}: {self.keys:,} keys{moved} · done"
+        return f"{self.what}: {self.keys:,} keys{moved} · {self.keys_per_s:,.0f} keys/s · done"
 
 
 class ProgressMeter:

@@ -133,6 +133,8 @@ async def attach(plan: Plan, writer_epoch: int) -> bool:
             [b"%d" % writer_epoch],
             [*login, ("REPLICAOF", source.host, source.port)],
         ):
+            if (await replication_link_on(leg)).follows == replication_source(plan):
+                return False  # another process did it meanwhile, and the guard went with its data
             raise DecisionRefused(
                 "the target was not made a replica of the source",
                 why=f"writers' epoch {writer_epoch} has no right to it: a switch or a rollback "

@@ -327,6 +327,11 @@ async def test_a_node_that_does_not_answer_ends_the_switch_in_time(
     silent.resume()
     box.wait_ready()
     wait_until(lambda: _replicas(box, silent), within_s=20, otherwise="the replica is not back")
+    wait_until(
+        lambda: _is_up_for_all(box, silent),
+        within_s=20,
+        otherwise="a node calls it failed",
+    )
     record = await fence.record()
     assert record is not None
     await fence.lower(record)
@@ -465,6 +470,18 @@ async def test_a_fenced_node_that_is_down_is_not_forgotten(
 
 def _replicas(box: ClusterBox, node: DatabaseServer) -> bool:
     return any(node in box.replicas_of(master) for master in box.masters())
+
+
+def _is_up_for_all(box: ClusterBox, node: DatabaseServer) -> bool:
+    """Return whether no node calls another one failed. A failed node is no part of the fence."""
+    for each in box.nodes:
+        with each.client() as client:
+            lines = client.execute_command("CLUSTER NODES")
+        found = lines if isinstance(lines, dict) else {}
+        flags = [row["flags"] for place, row in found.items() if place.endswith(f":{node.port}")]
+        if not flags or any("fail" in flag for flag in flags):
+            return False
+    return True
 
 
 async def test_a_replica_of_each_new_master_must_have_all_keys(box: ClusterBox, plan: Plan) -> None:

@@ -18,6 +18,7 @@ from blocks import Migration
 from blocks.endpoint import RedisEndpoint
 from exodus.control import ledger
 from exodus.control.phase_order import UNTRIED, check_may_begin, due_phase
+from exodus.cutover.rehearsal_report import check_rehearsal
 from exodus.errors import DecisionRefused, EvidenceFailed
 from exodus.plan.vocabulary import Phase
 from exodus.stack.servers import ServerKind
@@ -154,3 +155,5 @@ async def test_analyze_says_what_does_not_fit_and_what_was_not_tried(
         await ledger.record(local.store, approved)  # as `ask` does
         await check_may_begin(local.store, local.plan, Phase.MIGRATE)
         assert due_phase(await ledger.read(local.store), local.plan) is Phase.MIGRATE
+        wanted = local.plan.model_copy(update={"rehearsal_hours_max": 24.0})
+        assert "NOT REHEARSED" in await check_rehearsal(local.store, wanted)

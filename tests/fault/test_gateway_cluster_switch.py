@@ -35,6 +35,7 @@ from tests.support.wait import until
 
 pytestmark = [pytest.mark.fault, pytest.mark.timeout(180)]
 MakeCluster = Callable[..., ClusterBox]
+_UNMAPPED = "Unable to map slot"
 
 
 def through(local: LocalMigration, **more: object) -> RedisCluster:
@@ -366,9 +367,16 @@ async def test_other_cluster_clients_follow_failovers_and_switches(
                 await running
             await local.drained()
             assert app.violations == []
-            assert dict(app.errors) == {}
-            for box in (source, target):
-                found = await asyncio.to_thread(box.contents)
-                assert {key.encode(): b"%d" % n for key, n in app.counts.items()} == {
-                    key: value for key, (_, value, _) in found.items()
-                }
+            # What coredis says itself until it has asked for the slots again.
+            refreshes = sum(count for error, count in app.errors.items() if _UNMAPPED in error)
+            assert app.errors.total() == refreshes < 20
+            wanted = {key.encode(): b"%d" % count for key, count in app.counts.items()}
+
+            async def equal() -> bool:
+                # The gateway is a process of its own: its journal may have the last writes later.
+                both = [await asyncio.to_thread(box.contents) for box in (source, target)]
+                return all(
+                    {key: value for key, (_, value, _) in each.items()} == wanted for each in both
+                )
+
+            await until(equal, within_s=20, otherwise="a side lacks acknowledged writes")

@@ -113,7 +113,10 @@ async def test_clients_are_told_with_their_library(local: LocalMigration) -> Non
     client = local.app(client_name="shop", single_connection_client=True)
     await client.client_setinfo("LIB-NAME", "shoplib")
     await client.client_setinfo("LIB-VER", "1.2")
-    rows = {row["name"]: row["library"] for row in reporting._clients(gateway.connections)}
+    rows = {
+        row["name"]: row["library"]
+        for row in reporting._clients(gateway.connections, gateway.nodes.clients)
+    }
     assert rows == {"shop": "shoplib 1.2"}
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
+import os
 import signal
 import socket
 import subprocess
@@ -31,20 +33,25 @@ from tests.support.servers import DatabaseServer
 from tests.support.wait import wait_until
 
 LISTENERS = 8
+_STEPS = itertools.count()
 _COMMAND = [sys.executable, "-m", "tests.support.cluster_gateway"]
 
 
 def free_ports(count: int) -> int:
-    """Return the first of some ports in a row on which nobody listens now."""
+    """Return the first of some ports in a row on which nobody listens now.
+
+    They are used later, so they are none that the kernel gives to connections, and each worker of
+    the tests has a range of its own.
+    """
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
     while True:
+        first = 20_000 + 1_500 * worker + next(_STEPS) * count % 1_400
         sockets: list[socket.socket] = []
         try:
-            sockets.append(socket.create_server(("127.0.0.1", 0)))
-            first = sockets[0].getsockname()[1]
-            for port in range(first + 1, first + count):
+            for port in range(first, first + count):
                 sockets.append(socket.create_server(("127.0.0.1", port)))  # noqa: PERF401
             return first
-        except (OSError, OverflowError):
+        except OSError:
             continue
         finally:
             for each in sockets:

@@ -56,5 +56,5 @@ def test_a_side_that_grows_never_shows_more_than_all() -> None:
     told = ProgressMeter("backfill").look(0.0, ProgressSample(keys=120, keys_total=100))
     assert told.percent < 100
     assert told.text.startswith("backfill: 120 of 120 keys, 99.9 %")
-    assert told.text_when_done == "backfill: 120 keys · done"
+    assert told.text_when_done == "backfill: 120 keys · 0 keys/s · done"
     assert ProgressMeter("backfill").look(0.0, ProgressSample(keys=0, keys_total=0)).percent == 0
