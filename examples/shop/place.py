@@ -27,7 +27,7 @@ def is_cluster(url: str) -> bool:
 
 
 def connect(url: str, *, timeout_s: float | None = _TIMEOUT_S) -> redis.Redis:
-    """Return a client that never repeats a write by itself: one connection, or one a node.
+    """Return a client without retries. It has one connection, or one for each node.
 
     A cluster's client follows MOVED and ASK, which say that nothing was written.
     """

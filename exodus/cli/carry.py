@@ -55,8 +55,9 @@ async def _carry(migration: MigrationFile, what: ReadMode | None) -> tuple[Carri
 async def _to_each_node(
     to_one: Callable[[Leg, Leg], Awaitable[Carried]], to: Endpoint, authority: Leg, follower: Leg
 ) -> Carried:
-    """Carry to every server of the follower: those of a cluster share neither settings nor users,
-    and a replica may be a master next.
+    """Carry to every server of the follower.
+
+    Nodes of a cluster share neither settings nor users, and a replica may be a master next.
     """
     found = Carried()
     here, there = (await authority.nodes())[0], await follower.nodes()

@@ -33,7 +33,7 @@ class Node(BaseModel):
 
     place: str  # host:port, as announced
     node_id: str = ""  # empty: not known yet
-    slots: Ranges = ()  # those that it has, or had when it was a master; first and last of each
+    slots: Ranges = ()  # its present slots, or its last ones as a master; first and last of each
 
 
 class ListenerMap(BaseModel):

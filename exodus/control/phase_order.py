@@ -41,8 +41,10 @@ def due_phase(entries: list[LedgerEntry], plan: Plan) -> Phase | None:
 
 
 def phases_left_out(plan: Plan) -> frozenset[Phase]:
-    """Return the phases that are not done: with a cluster those that speak to one server, and
-    Analyze where no application passes a gateway.
+    """Return the phases that a plan leaves out.
+
+    With a cluster these are the phases that speak to one server. Without gateways Analyze is left
+    out, too.
     """
     if plan.watches_traffic:
         return frozenset()

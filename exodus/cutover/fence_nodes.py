@@ -1,7 +1,7 @@
 """The nodes of a fenced cluster: masters, and replicas that may be masters next.
 
-ACL rules and settings are not replicated, so each node is fenced by itself, under the guard of its
-own slots. The guard is field `fence` of the guard keys that are spread over the slots
+ACL rules and settings are not replicated. So each node gets a fence of its own, under the guard of
+its own slots. The guard is field `fence` of the guard keys that are spread over the slots
 (`exodus/copy/cluster_grants.py`): any of them that a node has guards that node. A replica reads its
 master's, in a connection in READONLY mode.
 

@@ -80,7 +80,7 @@ async def check_listeners(store: ControlStore, plan: Plan) -> dict[str, int]:
 
 
 async def check_same_listeners(switch: Switch) -> None:
-    """Check that the maps are still those that the switch began with.
+    """Check that the maps have not changed since the switch began.
 
     Raises:
         CutoverAborted: a node appeared, or a listener stands for another one now.

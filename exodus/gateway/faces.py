@@ -15,7 +15,7 @@ from exodus.plan.vocabulary import Side
 
 
 def services_of(plan: Plan, options: GatewayOptions) -> tuple[str, ...]:
-    """Return the service names that clients may ask for: given, or those of the plan.
+    """Return the service names that clients may ask for: the given ones, or else the plan's.
 
     Raises:
         OperatorError: there are none.

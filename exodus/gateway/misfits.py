@@ -6,9 +6,8 @@ server and the other side a cluster. A request counts once the authority has exe
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import NamedTuple
 
-from exodus.commands.semantics import Role
 from exodus.commands.slots import slot_of
 from exodus.commands.table import Command
 from exodus.resp.scanner import SKIPPED
@@ -20,8 +19,15 @@ OTHER_DATABASE = "another database than 0"
 SWAP = "databases are exchanged"
 
 
-def misfit(command: Command, args: Sequence[bytes], select: int | None) -> str | None:
-    """Return why a cluster would refuse a request by itself; None: it would not.
+class Fit(NamedTuple):
+    """How a request fits a cluster."""
+
+    why_not: str | None  # why a cluster refuses it, even outside a transaction; None: it does not
+    slot: int | None  # of its first key; None: it has none, or one too long to be kept
+
+
+def fit_of(command: Command, args: list[bytes], select: int | None) -> Fit:
+    """Return how a request fits a cluster.
 
     Args:
         command: the request's.
@@ -29,20 +35,16 @@ def misfit(command: Command, args: Sequence[bytes], select: int | None) -> str |
         select: the database that it selects.
     """
     if not command.known:
-        return None  # its keys are a guess
-    if select:
+        return Fit(None, None)  # its keys are a guess
+    slots = [None if key is SKIPPED else slot_of(key) for key in command.keys(args)]
+    return Fit(_why_not(command, set(slots) - {None}, select), slots[0] if slots else None)
+
+
+def _why_not(command: Command, slots: set[int | None], select: int | None) -> str | None:
+    if select or command.name == b"MOVE":
         return OTHER_DATABASE
     if command.name == b"SWAPDB":
         return SWAP
-    if command.role is Role.MOVES_DB and command.name == b"MOVE":
-        return OTHER_DATABASE
-    keys = [key for key in command.keys(list(args)) if key is not SKIPPED]
-    if len(keys) < 2 or len({slot_of(key) for key in keys}) < 2:
+    if len(slots) < 2:
         return None
     return IN_SCRIPT if command.script else IN_COMMAND
-
-
-def slot_of_first(command: Command, args: Sequence[bytes]) -> int | None:
-    """Return the slot of a request's first key; None: it has none, or one too long to be kept."""
-    keys = command.keys(list(args)) if command.known else []
-    return slot_of(keys[0]) if keys and keys[0] is not SKIPPED else None

@@ -114,7 +114,7 @@ class NodeListeners:
         )
 
     async def begin(self, kept: Mapping[Side, ListenerMap]) -> None:
-        """Begin with the published maps, or with those that this process had last."""
+        """Begin with the published maps. Without the store, begin with this process's last maps."""
         if not self._clusters:
             return
         try:

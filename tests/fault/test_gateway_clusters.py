@@ -196,7 +196,7 @@ class Load:
                 except (redis.RedisError, RedisClusterException) as exc:
                     self.unknown[key] += 1
                     self.errors[type(exc).__name__] += 1
-                time.sleep(self._pause_s)
+                time.sleep(self._pause_s)  # the pace of a writer, which is a thread
 
     def __enter__(self) -> Load:
         self._thread.start()

@@ -245,11 +245,6 @@ async def _switched(local: LocalMigration, to: Side) -> dict[str, object]:
             await asyncio.sleep(0.2)
 
 
-def _fenced(box: DatabaseServer) -> bool:
-    with box.client() as client:
-        return "-@write" in str(client.acl_getuser("default"))
-
-
 async def test_both_ways_between_two_services(
     source_service: ServiceBox,
     target_service: ServiceBox,
@@ -266,8 +261,8 @@ async def test_both_ways_between_two_services(
             facts = await _switched(local, to)
             assert facts["replicas_with_all_keys"] == 1
             await load.more()
-            assert all(map(_fenced, boxes[to.other].nodes))
-            assert not any(map(_fenced, boxes[to].nodes))
+            assert all(map(DatabaseServer.fenced, boxes[to.other].nodes))
+            assert not any(map(DatabaseServer.fenced, boxes[to].nodes))
         assert await _agrees(local, load) == 0
         assert load.errors == []
         assert await read_failovers(local.store) == []
@@ -316,7 +311,7 @@ async def test_a_failover_in_the_middle_gives_the_switch_up(
         for server in killed:
             server.start()
             await asyncio.to_thread(box.follow, server)
-        assert not any(map(_fenced, (*source_service.nodes, *target_service.nodes)))
+        assert not any(map(DatabaseServer.fenced, (*source_service.nodes, *target_service.nodes)))
         await _agrees(local, load)
         load = Load(local)
         await _switched(local, Side.TARGET)
@@ -344,7 +339,7 @@ async def test_a_failover_of_the_new_authority(
         await load.more(100)
         await asyncio.to_thread(target_service.wait_other, before)
         await _agrees(local, load, Side.TARGET)
-        assert all(map(_fenced, source_service.nodes))
+        assert all(map(DatabaseServer.fenced, source_service.nodes))
     finally:
         await local.close()
 
@@ -372,17 +367,17 @@ async def test_servers_of_the_old_side_that_appear_are_fenced(
         await asyncio.to_thread(source_service.wait_other, before)
         before.start()
         source_service.follow(before)
-        assert not _fenced(before)
+        assert not before.fenced()
 
         async def fenced() -> bool:
-            return all(map(_fenced, source_service.nodes))
+            return all(map(DatabaseServer.fenced, source_service.nodes))
 
         await until(fenced, within_s=20, otherwise="the server that came back was never fenced")
         assert await _agrees(local, load, Side.TARGET) == 0
         load = Load(local)
         await _switched(local, Side.SOURCE)
         await load.more()
-        assert not any(map(_fenced, source_service.nodes))
+        assert not any(map(DatabaseServer.fenced, source_service.nodes))
         assert await _agrees(local, load) == 0
     finally:
         await local.close()

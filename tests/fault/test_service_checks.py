@@ -97,11 +97,6 @@ async def test_a_replica_without_exodus_rights_cannot_be_fenced(
         source_service.follow(replica)
 
 
-def _fenced(box: DatabaseServer) -> bool:
-    with box.client() as client:
-        return "-@write" in str(client.acl_getuser("default"))
-
-
 async def test_a_fence_that_is_lifted_is_not_raised_again(
     source_service: ServiceBox,
     valkey91: DatabaseServer,
@@ -120,7 +115,7 @@ async def test_a_fence_that_is_lifted_is_not_raised_again(
         ):
             await fence.prepare("s1")
             await fence.raise_()
-            assert all(map(_fenced, source_service.nodes))
+            assert all(map(DatabaseServer.fenced, source_service.nodes))
             record = await fence.record()
             assert record is not None
             change, kept_up = fence._replicas.change, []
@@ -134,7 +129,7 @@ async def test_a_fence_that_is_lifted_is_not_raised_again(
             await fence.lower(record)
             assert kept_up
             assert await fence.record() is None
-    assert not any(map(_fenced, source_service.nodes))
+    assert not any(map(DatabaseServer.fenced, source_service.nodes))
 
 
 async def test_a_replica_that_is_behind_keeps_the_fences_record(
@@ -154,14 +149,14 @@ async def test_a_replica_that_is_behind_keeps_the_fences_record(
             assert record is not None
             with pytest.raises(SourceError, match="could not be lifted"):
                 await fence.lower(record)
-            assert [_fenced(source_service.master()), _fenced(replica)] == [False, True]
+            assert [source_service.master().fenced(), replica.fenced()] == [False, True]
             with replica.client() as client:
                 client.execute_command("CLIENT", "UNPAUSE")
             record = await fence.record()
             assert record is not None
             await fence.lower(record)
             assert await fence.record() is None
-    assert not any(map(_fenced, source_service.nodes))
+    assert not any(map(DatabaseServer.fenced, source_service.nodes))
 
 
 async def test_what_changed_under_a_switch_gives_it_up(

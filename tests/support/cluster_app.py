@@ -49,7 +49,7 @@ class ClusterApp:
             due = time.monotonic()
             while not self._stop.is_set():
                 due = max(due + self._every_s, time.monotonic() - 0.5)
-                time.sleep(max(0.0, due - time.monotonic()))
+                time.sleep(max(0.0, due - time.monotonic()))  # the pace of a thread
                 began = time.monotonic()
                 if draw.random() < 0.7:
                     self._count(client, f"app:{number}:count:{draw.randrange(_COUNTERS)}")

@@ -113,6 +113,11 @@ class DatabaseServer:
                 else:
                     return
 
+    def fenced(self) -> bool:
+        """Return whether the fence by ACL takes writes from applications."""
+        with self.client() as client:
+            return "-@write" in str(client.acl_getuser("default"))
+
     def kill(self) -> None:
         self.server.started.process.kill()
         self.server.started.process.wait()

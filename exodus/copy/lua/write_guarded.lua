@@ -1,10 +1,12 @@
--- Writes keys of any slots of one node of a cluster, under the guard. KEYS: the guard, a hash in a slot of this node (none:
--- no guard). ARGV: database; `replies` where every reply is wanted, `payloads` for the short form, else empty; number of
--- fields of the guard; for each its name and value; then for each command how many words it has, and these. In the short
--- form: for each key its name, its expiry (0: none) and its DUMP payload. Each is run under pcall, so that one refused key
--- does not hide what became of the others.
--- Answer: the number of the first field of the guard that has another value (0: none has), and its value; the number of
--- commands run; for each refused one its number and the error; all replies, where they are wanted.
+-- Writes keys of any slots of one node of a cluster, under the guard.
+-- KEYS: the guard, a hash in a slot of this node (none: no guard).
+-- ARGV: database; `replies` where every reply is wanted, `payloads` for the short form, else empty;
+-- number of fields of the guard; for each its name and value; then for each command how many words
+-- it has, and these. In the short form: for each key its name, its expiry (0: none) and its DUMP
+-- payload. Each is run under pcall, so that one refused key does not hide what became of the others.
+-- Answer: the number of the first field of the guard that has another value (0: none has), and its
+-- value; the number of commands run; for each refused one its number and the error; all replies,
+-- where they are wanted.
 local db, wanted, fields = ARGV[1], ARGV[2] == 'replies', tonumber(ARGV[3])
 local at, number, refused, replies = 4 + 2 * fields, 0, {}, {}
 -- The guard is in database 0.

@@ -17,7 +17,7 @@ from exodus.control.gap_reasons import LONG_KEY, REPLACED, SCRIPTS, UNMATCHED
 from exodus.gateway.canary_reads import CanaryRead, chosen
 from exodus.gateway.cursors import server_cursor
 from exodus.gateway.facade import answers
-from exodus.gateway.misfits import IN_TRANSACTION, misfit, slot_of_first
+from exodus.gateway.misfits import IN_TRANSACTION, fit_of
 from exodus.gateway.session.parts import (
     CLIENT_ID,
     LOGIN,
@@ -154,11 +154,10 @@ class Admission:
     ) -> None:
         """Note whether a cluster would refuse a request; counted once it has run."""
         command = pending.command
-        why = misfit(command, args, pending.select)
+        why, slot = fit_of(command, args, pending.select)
         if transaction is None or not pending.queued:
             pending.misfit = why
             return
-        slot = slot_of_first(command, args)
         if why is not None:
             transaction.misfits.append((command.name, why))
         elif slot is not None and transaction.slot not in (None, slot):

@@ -16,7 +16,8 @@ from exodus.gateway.session.waiting cimport WaitingReplies
 from exodus.resp.scanner cimport Reply, ReplyScanner, Request, RequestScanner
 
 cdef object _OFF
-cdef Py_ssize_t _SHADOW_BYTES_MAX, _STREAM_BYTES, _TRANSACTION_BYTES, _CURSOR_HEAD_BYTES, _SUBSCRIPTION_BYTES
+cdef Py_ssize_t _SHADOW_BYTES_MAX, _STREAM_BYTES, _TRANSACTION_BYTES, _CURSOR_HEAD_BYTES
+cdef Py_ssize_t _SUBSCRIPTION_BYTES
 cdef int _ON
 cdef bytes _NOTHING
 cdef int _ERROR
@@ -57,7 +58,8 @@ cdef class Session:
     cdef bint _kept_whole(self, int first, Py_ssize_t unfinished_bytes) except -1
     @cython.locals(asked=Pending, by_server=bint)
     cdef bytes _redirect(self, bytes head)
-    @cython.locals(buffer=ReplyBuffer, reply=Reply, scanner=ReplyScanner, end=Py_ssize_t, partial=Py_ssize_t)
+    @cython.locals(buffer=ReplyBuffer, reply=Reply, scanner=ReplyScanner, end=Py_ssize_t,
+                   partial=Py_ssize_t)
     cdef _relay(self, bytes buffered, list found, double now, list marks)
     @cython.locals(buffer=ReplyBuffer, head=Pending, whole=bint)
     cdef bytes _pass_in_part(self, bytes rest, list passed)

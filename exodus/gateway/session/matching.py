@@ -191,7 +191,7 @@ class Matching:
         return frame
 
     def _left_by_server(self, reply: Reply, frame: bytes) -> bool:
-        """Tell whether a node ended a sharded subscription by itself: the slot moved away."""
+        """Tell whether a node ended a sharded subscription because its slot moved away."""
         parts = self.parts
         if not parts.leg.cluster or reply.first != b"sunsubscribe":
             return False

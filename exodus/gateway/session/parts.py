@@ -51,7 +51,7 @@ class SessionParts:
         self.unread = UnreadTraffic()
 
     def speak_to(self, dialect: Dialect) -> None:
-        """Read replies as those of a side's servers from now on."""
+        """Set how replies of the leg's servers are read."""
         leg, is_cluster = self.leg, dialect == Dialect.CLUSTER
         self.replies.edits += int(is_cluster) - int(leg.cluster)
         leg.cluster, leg.facade = is_cluster, dialect == Dialect.FACADE

@@ -84,8 +84,8 @@ def leave_channels(state: SessionState, names: Sequence[bytes]) -> bytes:
     """End subscriptions to channels whose slot the new server does not have.
 
     Returns:
-        What the client is told, as by a node whose slot moved away. It then subscribes where the
-        slot is.
+        The messages for the client: a node whose slot moved away sends the same. The client then
+        subscribes at the slot's new node.
     """
     found = []
     for name in names:
