@@ -16,7 +16,7 @@ from exodus.cutover.fence import blocks_exodus
 from exodus.cutover.functions import carry_functions
 from exodus.cutover.levers import check_aborted, postponed, say
 from exodus.cutover.listeners_check import check_listeners
-from exodus.cutover.preconditions import check_gaps, check_standing
+from exodus.cutover.preconditions import check_gaps, check_standing, wait_until_fresh
 from exodus.cutover.script_loading import load_scripts, unseen
 from exodus.cutover.settle import settle
 from exodus.cutover.topology_check import look_at_servers
@@ -121,6 +121,8 @@ async def check_again(switch: Switch) -> None:
         await carry_functions(
             await open_engine(switch.store, switch.plan, switch.route)
         )  # a release may have loaded others since
+    if switch.approved.fresh and not switch.holding:
+        await wait_until_fresh(switch.store, switch.plan)
     async with switch.legs_turn:
         rehearsed = await check_standing(
             switch.store,

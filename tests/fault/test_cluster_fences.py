@@ -36,7 +36,7 @@ from tests.support.full import FULL
 from tests.support.servers import DatabaseServer
 from tests.support.wait import wait_until
 
-pytestmark = [pytest.mark.fault, pytest.mark.timeout(90)]
+pytestmark = pytest.mark.fault
 _KINDS = [ServerKind.VALKEY_91, *([ServerKind.REDIS_62] if FULL else [])]
 
 
