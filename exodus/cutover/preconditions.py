@@ -126,13 +126,10 @@ async def check_fresh(store: ControlStore, plan: Plan) -> freshness.Freshness:
     return fresh
 
 
-async def wait_until_fresh(store: ControlStore, plan: Plan) -> freshness.Freshness:
-    """Do as `check_fresh`, but wait up to FRESH_WAIT_S while only recent writes are not verified.
+async def wait_until_fresh(store: ControlStore, plan: Plan) -> None:
+    """Wait up to FRESH_WAIT_S while only recent writes are not verified; `check_fresh` judges then.
 
     Live sync verifies them a few seconds after each write. So a burst of writes passes by itself.
-
-    Raises:
-        DecisionRefused: as `check_fresh`.
     """
     loop = asyncio.get_running_loop()
     deadline, told = loop.time() + FRESH_WAIT_S, False
@@ -140,12 +137,11 @@ async def wait_until_fresh(store: ControlStore, plan: Plan) -> freshness.Freshne
         fresh = await _read_fresh(store, plan)
         known = fresh.pass_age_s is not None and not fresh.gaps and not fresh.overflowed
         if _suffices(fresh, plan) or not known:
-            break
+            return
         if not told:
             log.info("wait up to %.0f s until recent writes are verified: %s", FRESH_WAIT_S, fresh)
             told = True
         await asyncio.sleep(FRESH_LOOK_S)
-    return await check_fresh(store, plan)
 
 
 async def _read_fresh(store: ControlStore, plan: Plan) -> freshness.Freshness:
