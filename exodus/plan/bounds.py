@@ -25,6 +25,7 @@ TURN_REQUESTS = 100  # More requests than this in one turn are many.
 STRANGER_FREE_BYTES = 1024  # A client may send these without a login before it takes turns.
 STRANGERS_SHARE = 0.05  # All clients without a login share this much of a gateway's time.
 STRANGERS_WAITING_MAX = 500  # Clients without a login that take turns. More are closed.
+NEWCOMERS_A_PASS = 4  # New connections that get their leg in one pass of the loop.
 TURNS_S = 0.001  # All clients that need several turns share this much of a pass of the loop.
 
 # The journal, the spool, and the intent log.
