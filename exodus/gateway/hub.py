@@ -160,7 +160,13 @@ class Gateway:
         self.shadow_stream = ShadowStream(store)
         self.shadow = self.shadow_stream.offer
         self.canary = CanaryControl(
-            plan, self.tls_contexts, self.groups.main.orders, self.tasks, changes, beat_now
+            plan,
+            self.tls_contexts,
+            self.groups.main.orders,
+            self.tasks,
+            changes,
+            beat_now,
+            self.topology.look_now,
         )
         self.redirects = RedirectControl(
             self.connections,

@@ -346,11 +346,6 @@ class Plan(Options):
                 "to speak to both; give the applications a cluster client and set gateway.facade: "
                 "cluster, or set cutover: own"
             )
-        if self.canary.steps:
-            raise ValueError(
-                f"canary.steps with {named}: canary reads go to one server, and a cluster has "
-                "several; leave canary away"
-            )
         if self.feed is Feed.GATEWAY:
             raise ValueError(
                 f"feed: gateway with {named}: that feed is proved by a write through a gateway to "
