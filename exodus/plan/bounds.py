@@ -65,6 +65,9 @@ CANARY_IN_FLIGHT_MAX = 10_000  # Reads without the follower's answer. More count
 # Compare.
 COMPARE_LOOKS_S = (0.05, 0.5, 5.0)  # Waits before both sides are asked again for a difference.
 COMPARE_EXPIRY_MS = 500  # Expiries in replies may differ by this.
+COMPARE_LIVES_FRESH_S = 0.2  # Within which both sides are not asked again for failovers.
+COMPARE_REDIRECTS_MAX = 5  # Redirects that a request tried on a cluster follows.
+COMPARE_COPY_AGAIN = 500  # Keys of a batch that are copied again after a failover.
 COMPARE_PENDING_MAX = 1_000  # Differences that wait for another look. More are inconclusive.
 COMPARE_ASKS_PER_S_MAX = 100.0  # Requests that Compare asks the authority again.
 COMPARE_STATES_PER_S_MAX = 100  # States of sampled keys that Compare reads from both sides.
