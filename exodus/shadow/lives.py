@@ -37,7 +37,7 @@ class Lives:
         engine = self._engine
         known = await known_run_ids(engine.store) if engine.route.sync else engine.run_ids
         for endpoint in (engine.authority, engine.follower):
-            life = (await endpoint.facts()).life
+            life = await endpoint.life()
             if not covered(known.get(endpoint.side, life), life):
                 raise error_of(endpoint.side)(
                     f"the {endpoint.side} restarted, or another server took over",

@@ -109,7 +109,7 @@ class ClusterScratch(Scratch):
             # A killed comparer may have left some.
             await ours.pipeline(gone)
             check_made(await ours.pipeline(made))
-            copied = [self.renamed(args, names) for args in requests]
+            copied = [renamed(self._table, args, names) for args in requests]
             try:
                 replies = await self._follower.ask_all(0, copied, names[keys[0]])
             except TooSlow:
@@ -129,16 +129,6 @@ class ClusterScratch(Scratch):
             0,
         )
 
-    def renamed(self, args: list[bytes], names: Mapping[bytes, bytes]) -> list[bytes]:
-        """Return a request that names copies in place of the keys."""
-        # Equal values may be one object in Python, and a value is no key.
-        told: list[bytes] = [_Word(word) for word in args]
-        places = {id(word) for word in self._table.of(args).keys(told)}
-        return [
-            names.get(given, given) if id(word) in places else given
-            for word, given in zip(told, args, strict=True)
-        ]
-
     async def _see_rights(
         self, requests: Sequence[Sequence[bytes]], copied: Sequence[Sequence[bytes]], copy: bytes
     ) -> None:
@@ -157,6 +147,17 @@ class ClusterScratch(Scratch):
             (said,) = await node.pipeline([("ACL", "DRYRUN", self._user, *args)])
             if isinstance(said, ReplyError) or said == b"OK":
                 raise NoScratch(NAMES_REFUSED)
+
+
+def renamed(table: CommandTable, args: list[bytes], names: Mapping[bytes, bytes]) -> list[bytes]:
+    """Return a request that names copies in place of the keys. `names` has both."""
+    # Equal words may be one object in Python, and a value that is equal to a key is none.
+    told: list[bytes] = [_Word(word) for word in args]
+    places = {id(word) for word in table.of(args).keys(told)}
+    return [
+        names.get(given, given) if id(word) in places else given
+        for word, given in zip(told, args, strict=True)
+    ]
 
 
 def _refuses_keys(reply: Reply) -> bool:

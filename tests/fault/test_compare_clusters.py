@@ -21,9 +21,13 @@ from redis.cluster import RedisCluster
 from exodus.commands.slots import slot_of
 from exodus.control.registry import heartbeats
 from exodus.net.client import answered
+from exodus.net.clusters import look
 from exodus.plan.address import Credentials
+from exodus.plan.vocabulary import Side
 from exodus.shadow import scratch_cluster
 from exodus.shadow.causes import Cause
+from exodus.shadow.cluster_trials import ClusterTrials
+from exodus.shadow.rules import error_code
 from exodus.shadow.verdicts import SEVERAL_SLOTS
 from exodus.stack.servers import ServerKind
 from tests.support.cluster_gateway import cluster_migration
@@ -278,12 +282,41 @@ async def test_what_the_cluster_would_not_take_is_counted_with_its_reason(
         before = (await counted(local, "SET")).get("equal", 0)
         await app("SET a2 1")
         await row_of(local, "SET", "equal", before + 1)
+        # A slot that is on its way: the key is on one node, its scratch copy on the other.
+        owner = target.master_of("a2")
+        to = next(node for node in target.masters() if node is not owner)
+        with target.migrating(slot_of(b"a2"), to):
+            await app("SET a2 2")
+            await row_of(local, "SET", "equal", before + 2)
+        assert not (await counted(local, "SET")).get("infrastructure")
         rows = {(row["key"], row["command"]): row["cause"] for row in await ledger(local)}
         # The user may not touch this key, under whatever name; the other has no place there.
         assert rows[("b1", "SET")] == Cause.PERMISSION
         assert ("a1", "SET") not in rows
         assert ("elsewhere", "(copy)") in rows
         assert {key for key, _ in rows} == {"b1", "elsewhere"}
+
+
+@pytest.mark.parametrize("word", ["MOVED", "ASK"])
+async def test_a_script_leads_compare_to_no_other_address(new: ClusterBox, word: str) -> None:
+    """Its error looks like a redirect. Whoever listens there would be given a password."""
+    reached: list[object] = []
+    stranger = await asyncio.start_server(lambda *both: reached.append(both), "127.0.0.1", 0)
+    port = stranger.sockets[0].getsockname()[1]
+    cluster = new.address()
+    await look(cluster)
+    trials = ClusterTrials(cluster, Side.TARGET, name="test")
+    try:
+        script = f"return redis.error_reply('{word} 1 127.0.0.1:{port}')".encode()
+        replies = await trials.ask_all(0, [[b"EVAL", script, b"1", b"k"]], b"k")
+        assert [error_code(reply) for reply in replies] == [word]
+        # The connection is as it was.
+        ahead = await trials.ask_all(0, [[b"SET", b"{k}", b"v"]], b"k")
+        assert ahead == [b"OK"]
+    finally:
+        await trials.close()
+        stranger.close()
+    assert reached == []
 
 
 async def _writes(local: LocalMigration, number: int, done: list[int], stop: asyncio.Event) -> None:
@@ -301,6 +334,8 @@ async def _writes(local: LocalMigration, number: int, done: list[int], stop: asy
             await app.hset(f"h{key}", f"f{count % 5}", str(count))
             await app.lpush(f"l{key}", count)
             await app.ltrim(f"l{key}", 0, 9)
+            async with app.pipeline(transaction=True) as pipe:
+                await pipe.incr(f"{{t{key}}}a").get(f"{{t{key}}}b").execute()
             await app.mset_nonatomic({f"{{m{key}}}a": count, f"{{m{key}}}b": count})
             await asyncio.sleep(0.01)
 
@@ -332,8 +367,8 @@ async def test_nothing_is_confirmed_through_a_reshard_and_a_failover_of_the_targ
         await more(20)
         first, second, _ = target.masters()
         slot = slot_of(b"c0:1")
-        await asyncio.to_thread(target.reshard, range(slot, slot + 20), first)
-        await asyncio.to_thread(target.reshard, range(slot, slot + 20), second)
+        await asyncio.to_thread(target.reshard, range(slot, slot + 8), first)
+        await asyncio.to_thread(target.reshard, range(slot, slot + 8), second)
         (replica,) = target.replicas_of(first)
         names = (f"lost:{number}" for number in itertools.count())
         lost = list(itertools.islice((n for n in names if target.master_of(n) is first), 5))
@@ -365,7 +400,7 @@ async def test_nothing_is_confirmed_through_a_reshard_and_a_failover_of_the_targ
         await asyncio.gather(*writing)
         await quiet(local)
         assert await ledger(local) == []
-        for command in ("GET", "HGETALL", "LRANGE", "MGET"):
+        for command in ("GET", "HGETALL", "LRANGE", "MGET", "MULTI"):
             row = await counted(local, command)
             assert row["equal"] > 10, row
     first.start()
