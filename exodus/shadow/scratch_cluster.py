@@ -103,12 +103,12 @@ class ClusterScratch(Scratch):
         await ours.select(0)
         # A process that dies here leaves the copies: the phase's end removes them by this list.
         await self.register([(0, name) for name in names.values()])
-        gone = [("UNLINK", name) for name in (*names.values(), *self._late)]
+        gone: list[Sequence[Arg]] = [("UNLINK", name) for name in (*names.values(), *self._late)]
         self._late.clear()
         try:
             # A killed comparer may have left some.
-            await ours.pipeline(gone)
-            check_made(await ours.pipeline(made))
+            done = await ours.pipeline([*gone, *made])
+            check_made(done[len(gone) :])
             copied = [renamed(self._table, args, names) for args in requests]
             try:
                 replies = await self._follower.ask_all(0, copied, names[keys[0]])

@@ -33,6 +33,7 @@ from exodus.stack.servers import ServerKind
 from tests.support.cluster_gateway import cluster_migration
 from tests.support.clusters import ClusterBox
 from tests.support.comparing import comparing, counted, ledger, quiet, row_of
+from tests.support.full import FULL
 from tests.support.local_migration import LocalMigration
 from tests.support.servers import DatabaseServer
 from tests.support.wait import until
@@ -324,7 +325,7 @@ async def _writes(local: LocalMigration, number: int, done: list[int], stop: asy
         while not stop.is_set():
             done[number] += 1
             count = done[number]
-            key, other = f"{number}:{count % 100}", f"{number}:{(count + 50) % 100}"
+            key, other = f"{number}:{count % 100}", f"{number}:{(count - 10) % 100}"
             await app.incr(f"hot:{number}")
             await app.get(f"c{other}")  # written a while ago
             await app.hgetall(f"h{other}")
@@ -337,7 +338,7 @@ async def _writes(local: LocalMigration, number: int, done: list[int], stop: asy
             async with app.pipeline(transaction=True) as pipe:
                 await pipe.incr(f"{{t{key}}}a").get(f"{{t{key}}}b").execute()
             await app.mset_nonatomic({f"{{m{key}}}a": count, f"{{m{key}}}b": count})
-            await asyncio.sleep(0.01)
+            await asyncio.sleep(0.05)
 
 
 @pytest.mark.parametrize("sides", ["old to new"], indirect=True)
@@ -364,9 +365,16 @@ async def test_nothing_is_confirmed_through_a_reshard_and_a_failover_of_the_targ
 
             await until(reached, within_s=60, otherwise="the applications came to nothing")
 
-        await more(20)
+        await more(15)
         first, second, _ = target.masters()
         slot = slot_of(b"c0:1")
+        for _ in range(10 if FULL else 0):
+            await asyncio.to_thread(target.reshard, range(slot, slot + 20), first)
+            await more(10)
+            await asyncio.to_thread(target.reshard, range(slot, slot + 20), second)
+            first = await asyncio.to_thread(target.failover, first)
+            await more(10)
+            await asyncio.to_thread(target.wait_ready)
         await asyncio.to_thread(target.reshard, range(slot, slot + 8), first)
         await asyncio.to_thread(target.reshard, range(slot, slot + 8), second)
         (replica,) = target.replicas_of(first)
