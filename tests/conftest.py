@@ -9,6 +9,7 @@ import pytest
 
 from tests.support.clusters import make_cluster
 from tests.support.local_migration import local, modern
+from tests.support.pair_of_clusters import _pair, pair
 from tests.support.script import Script
 from tests.support.sentinels import (
     _source_service,
@@ -44,6 +45,7 @@ _BETWEEN = 4  # files of faults between two of whole migrations
 
 __all__ = [
     "_control",
+    "_pair",
     "_redis62",
     "_redis82",
     "_source_service",
@@ -55,6 +57,7 @@ __all__ = [
     "make_cluster",
     "make_server",
     "modern",
+    "pair",
     "redis62",
     "redis82",
     "source_service",
