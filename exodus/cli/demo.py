@@ -17,6 +17,7 @@ from typing import Any, cast
 import orjson
 import redis
 
+from exodus.acceptance import latency
 from exodus.cli.decisions import answer_open_decision
 from exodus.cli.demo_failover import fail_over
 from exodus.cli.output import say, show_table
@@ -24,7 +25,7 @@ from exodus.cli.phases import read_status
 from exodus.cli.prefect_api import PrefectApi
 from exodus.control import ledger
 from exodus.control.ledger import FINALISE, NEXT
-from exodus.control.phase_order import UNTRIED, due_phase
+from exodus.control.phase_order import due_phase
 from exodus.control.store import ControlStore
 from exodus.engine import open_engine
 from exodus.errors import OperatorError, StackError
@@ -283,14 +284,21 @@ def _run_phases(demo: Demo, file: MigrationFile, api: PrefectApi, app: Started) 
 
 
 def _accepted(plan: Plan, waiting: Json) -> dict[str, object]:
-    """Return the fields by which the demo accepts the findings that Analyze has with a cluster.
+    """Return the fields by which the demo accepts the findings that a phase has with a cluster.
 
     A cluster has one database, and the demo's single server has sixteen. The shop uses one.
     """
-    if waiting["phase"] != Phase.ANALYZE or plan.watches_traffic:
+    sides = [plan.source, plan.target]
+    if not any(isinstance(place, Cluster) for place in sides):
         return {}
-    fewer = ["databases"] if not isinstance(plan.source, Cluster) else []
-    return {"accept_findings": "\n".join([UNTRIED, *fewer])}
+    phase, found = waiting["phase"], []
+    if phase in (Phase.PRE_TEST, Phase.ANALYZE, Phase.TEST) and not isinstance(
+        plan.source, Cluster
+    ):
+        found.append("databases")
+    if phase == Phase.TEST:
+        found.append(latency.OF_NODES)
+    return {"accept_findings": "\n".join(found)} if found else {}
 
 
 def _verdict(demo: Demo, waiting: Json) -> str:

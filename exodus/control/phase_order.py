@@ -19,9 +19,7 @@ _NEEDS = {
     Phase.MIGRATE: Phase.TEST,
     Phase.COMMIT: Phase.MIGRATE,
 }
-_FOR_ONE_SERVER = frozenset({Phase.PRE_TEST, Phase.COMPARE, Phase.TEST})
-# Analyze's finding where a side is a cluster. It stands for all that is not tried there.
-UNTRIED = "requests, scripts and sizes were tried on the target"
+_FOR_ONE_SERVER = frozenset({Phase.COMPARE})
 _HOUR_MS = 3_600_000
 
 
@@ -75,7 +73,7 @@ async def check_may_begin(store: ControlStore, plan: Plan, phase: Phase) -> None
             f"{phase} may not begin: a side of this migration is a cluster",
             why="applications pass no gateway that could learn from them"
             if phase is Phase.ANALYZE
-            else "this phase captures, samples and rehearses requests for one server only",
+            else "this phase samples requests for one server only",
             next_step=f"exodus start {following}; see docs/operating/cluster.md",
         )
     if problems := ledger.broken(await ledger.read_stored(store)):

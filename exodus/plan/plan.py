@@ -398,7 +398,7 @@ class Plan(Options):
 
     @property
     def watches_traffic(self) -> bool:
-        """Return whether Pre-test, Compare and Test are run: they speak to one server a side."""
+        """Return whether Compare is run, and the lag measured: they speak to one server a side."""
         return not any(isinstance(self.address(side), Cluster) for side in Side)
 
     @property
