@@ -14,7 +14,7 @@ import redis.asyncio
 
 from exodus.cutover.preflight import check_all
 from exodus.errors import SourceError
-from exodus.observe import traffic_copy
+from exodus.observe import ramp, traffic_copy
 from exodus.observe.capture import Capture
 from exodus.plan.vocabulary import Cutover, Side
 from tasks import probe, shapes, sizing, trials, watching
@@ -73,8 +73,12 @@ async def shopping(pair: Pair) -> AsyncIterator[None]:
 
 
 async def test_every_master_is_watched_and_the_mix_is_tried_on_every_master(
-    pair: Pair, control_server: DatabaseServer, tmp_path: Path
+    pair: Pair,
+    control_server: DatabaseServer,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(ramp, "RAMP_STEP_S", 0.2)
     async with migration(pair, control_server, tmp_path) as it:
         assert await findings(it) == {}
         before = await inspect.unwrap(probe.fingerprint_source.fn)(it)
@@ -135,7 +139,7 @@ async def test_a_node_whose_traffic_is_not_copied_is_named(
 
             writing = asyncio.create_task(write())
             async with shopping(pair):
-                report = await inspect.unwrap(watching.watch_copy.fn)(it, 1.5)
+                report = await inspect.unwrap(watching.watch_copy.fn)(it, 1.0)
             stop.set()
             await writing
         found = red(judge_copy(report))

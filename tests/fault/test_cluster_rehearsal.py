@@ -113,50 +113,69 @@ async def test_every_node_is_written_both_ways_and_a_dead_gateway_loses_nothing(
         assert [beat.process for beat in beats] == ["gw-1"]
         route = await read_route(local.store)
         assert (route.authority, route.rehearsal_prefix) == (Side.SOURCE, None)
+        await _counts_for_what_is_there(local, pair, found)
 
 
-async def test_a_cutover_of_a_cluster_asks_for_the_rehearsal_of_what_is_there(
-    pair: Pair, control_server: DatabaseServer, tmp_path: Path
+async def _counts_for_what_is_there(
+    local: LocalMigration, pair: Pair, report: dict[str, object]
 ) -> None:
-    """One node with another setting, or one node more or less, is something else."""
-    async with migration(pair.source, pair.target, control_server, tmp_path) as local:
-        plan = local.plan.model_copy(update={"rehearsal_hours_max": 1.0})
-        ends = [Endpoint(side, plan.address(side)) for side in Side]
-        async with (
-            await ends[0].connect(name="test") as source,
-            await ends[1].connect(name="test") as target,
+    """A cutover asks for it. One node with another setting, or one master more, is another side."""
+    plan = local.plan.model_copy(update={"rehearsal_hours_max": 1.0})
+    ends = [Endpoint(side, plan.address(side)) for side in Side]
+    async with (
+        await ends[0].connect(name="test") as source,
+        await ends[1].connect(name="test") as target,
+    ):
+        assert "rehearsed 0.0 h ago" in await check_rehearsal(local.store, plan, source, target)
+        with (
+            setting(pair.target.masters()[1], "maxmemory-policy", "allkeys-lru"),
+            pytest.raises(DecisionRefused, match=r"changed since: target\.maxmemory-policy"),
         ):
-            with pytest.raises(DecisionRefused, match="never rehearsed"):
-                await check_rehearsal(local.store, plan, source, target)
-            report = await rehearse(local.store, plan)
-            assert "rehearsed 0.0 h ago" in await check_rehearsal(local.store, plan, source, target)
-            with (
-                setting(pair.target.masters()[1], "maxmemory-policy", "allkeys-lru"),
-                pytest.raises(DecisionRefused, match=r"changed since: target\.maxmemory-policy"),
-            ):
-                await check_rehearsal(local.store, plan, source, target)
-            other = {**report["fingerprint"], "source.masters": "4"}
-            await local.store.save_report(REPORT, {**report, "fingerprint": other})
-            with pytest.raises(DecisionRefused, match=r"source\.masters: 4, now 3"):
-                await check_rehearsal(local.store, plan, source, target)
+            await check_rehearsal(local.store, plan, source, target)
+        other = {**report["fingerprint"], "source.masters": "4"}  # type: ignore[dict-item]
+        await local.store.save_report(REPORT, {**report, "fingerprint": other})
+        with pytest.raises(DecisionRefused, match=r"source\.masters: 4, now 3"):
+            await check_rehearsal(local.store, plan, source, target)
+        await local.store.drop_report(REPORT)
+        with pytest.raises(DecisionRefused, match="never rehearsed"):
+            await check_rehearsal(local.store, plan, source, target)
 
 
-async def test_a_node_that_nobody_wrote_to_is_named(
+async def test_what_goes_wrong_on_one_node_is_found_and_the_node_is_named(
     pair: Pair,
     control_server: DatabaseServer,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    async with migration(
+        pair.source, pair.target, control_server, tmp_path, hold_seconds_max=10.0
+    ) as local:
+        with monkeypatch.context() as patch:
+            await _a_node_that_nobody_wrote_to(local, pair, patch)
+        for side, box, of_replica in (
+            (Side.SOURCE, pair.source, False),
+            (Side.TARGET, pair.target, True),
+        ):
+            with monkeypatch.context() as patch:
+                await _a_fence_that_does_not_hold(local, side, box, patch, of_replica=of_replica)
+        with monkeypatch.context() as patch:
+            await _a_reshard_in_the_middle(local, pair, patch)
+        assert left_on(pair.source) == left_on(pair.target) == set()
+        assert (await read_route(local.store)).rehearsal_prefix is None
+
+
+async def _a_node_that_nobody_wrote_to(
+    local: LocalMigration, pair: Pair, patch: pytest.MonkeyPatch
+) -> None:
     def of_one_slot(prefix: str, session: int, slots: Sequence[int]) -> list[str]:
         del slots
         return [f"{prefix}{{a}}counter:{session}"]
 
-    monkeypatch.setattr(clients, "_counters", of_one_slot)
-    monkeypatch.setattr(clients, "_removed", lambda prefix, step: f"{prefix}{{a}}removed:{step}")
-    monkeypatch.setattr(clients, "_jobs", lambda prefix: f"{prefix}{{a}}jobs")
-    monkeypatch.setattr(rehearsing, "REHEARSAL_WITHIN_S", 0.5)
-    async with migration(pair.source, pair.target, control_server, tmp_path) as local:
-        found = await rehearse(local.store, local.plan)
+    patch.setattr(clients, "_counters", of_one_slot)
+    patch.setattr(clients, "_removed", lambda prefix, step: f"{prefix}{{a}}removed:{step % 9}")
+    patch.setattr(clients, "_jobs", lambda prefix: f"{prefix}{{a}}jobs")
+    patch.setattr(rehearsing, "REHEARSAL_WITHIN_S", 0.2)
+    found = await rehearse(local.store, local.plan)
     assert (found["ok"], found["error_count"], found["lost_writes"]) == (False, 0, 0)
     assert "silent nodes" in found["why"]
     (row,) = [each for each in judge_rehearsal(found) if not each.ok]
@@ -167,15 +186,14 @@ async def test_a_node_that_nobody_wrote_to_is_named(
     assert f"127.0.0.1:{owner} " not in row.detail
 
 
-@pytest.mark.parametrize("of_replica", [False, True])
-async def test_a_fence_that_does_not_hold_on_one_node_is_found(
-    pair: Pair,
-    control_server: DatabaseServer,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+async def _a_fence_that_does_not_hold(
+    local: LocalMigration,
+    side: Side,
+    box: ClusterBox,
+    patch: pytest.MonkeyPatch,
+    *,
     of_replica: bool,
 ) -> None:
-    side, box = (Side.TARGET, pair.target) if of_replica else (Side.SOURCE, pair.source)
     master = box.masters()[1]
     node = box.replicas_of(master)[0] if of_replica else master
     change = RehearsedClusterFence.change
@@ -185,22 +203,16 @@ async def test_a_fence_that_does_not_hold_on_one_node_is_found(
             commands = [("PING",)]
         return await change(self, server, commands)
 
-    monkeypatch.setattr(RehearsedClusterFence, "change", not_there)
-    async with migration(pair.source, pair.target, control_server, tmp_path) as local:
-        with pytest.raises(CutoverAborted, match=f"fence on the {side} does not hold") as failed:
-            await rehearse(local.store, local.plan)
-        assert f"127.0.0.1:{node.port}" in failed.value.why
-        assert left_on(pair.source) == left_on(pair.target) == set()
-        assert (await read_route(local.store)).rehearsal_prefix is None
+    patch.setattr(RehearsedClusterFence, "change", not_there)
+    with pytest.raises(CutoverAborted, match=f"fence on the {side} does not hold") as failed:
+        await rehearse(local.store, local.plan)
+    assert f"127.0.0.1:{node.port}" in failed.value.why
 
 
-async def test_a_reshard_in_the_middle_gives_the_rehearsal_up(
-    pair: Pair,
-    control_server: DatabaseServer,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+async def _a_reshard_in_the_middle(
+    local: LocalMigration, pair: Pair, patch: pytest.MonkeyPatch
 ) -> None:
-    """As it would a cutover: by the same check, right before the route changes."""
+    """It gives up as a cutover would: by the same check, right before the route changes."""
     closing = steps._close_epoch
     before = pair.target.owner_of(0)
     others = [node for node in pair.target.masters() if node is not before]
@@ -209,15 +221,12 @@ async def test_a_reshard_in_the_middle_gives_the_rehearsal_up(
         await asyncio.to_thread(pair.target.move_slot, 3, others[0])
         await closing(switch)
 
-    monkeypatch.setattr(steps, "_close_epoch", then_a_reshard)
-    async with migration(
-        pair.source, pair.target, control_server, tmp_path, hold_seconds_max=10.0
-    ) as local:
-        with pytest.raises(CutoverAborted, match="are not what the switch prepared for"):
-            await rehearse(local.store, local.plan)
-        report = await local.store.report(REPORT)
-        assert report is not None
-        assert not report["ok"]
+    patch.setattr(steps, "_close_epoch", then_a_reshard)
+    with pytest.raises(CutoverAborted, match="are not what the switch prepared for"):
+        await rehearse(local.store, local.plan)
+    report = await local.store.report(REPORT)
+    assert report is not None
+    assert not report["ok"]
     await asyncio.to_thread(pair.target.reshard, range(3, 4), before)
 
 
