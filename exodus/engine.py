@@ -52,9 +52,8 @@ class Engine:
     follower_facts: NodeFacts
     proofs: Proofs = field(default_factory=Proofs)
     scope: Scope = field(init=False)  # what is carried in this direction, and under which names
-    left_behind: Scope = field(
-        init=False
-    )  # after a cutover: what the rules left on the source, where it is left alone
+    # After a cutover: what the rules left on the source, where it is left alone
+    left_behind: Scope = field(init=False)
 
     def __post_init__(self) -> None:
         forwards = self.route.authority is Side.SOURCE

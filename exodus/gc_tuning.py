@@ -49,9 +49,8 @@ def rest() -> Iterator[None]:
 
 
 _bulk_lock = threading.Lock()
-_bulk_before: list[
-    tuple[int, int, int]
-] = []  # one entry a user; the first has the thresholds of before
+# One entry a user; the first has the thresholds of before
+_bulk_before: list[tuple[int, int, int]] = []
 
 
 @contextmanager

@@ -251,9 +251,8 @@ async def _with_store(
         )
         return
     found.findings.append(await _check_port(plan, store))
-    if not any(
-        [await read_record(store, side) for side in Side]
-    ):  # a fence refuses what the checks try
+    # A fence refuses what the checks try
+    if not any([await read_record(store, side) for side in Side]):
         found.findings += [
             finding for finding in await check_all(plan, store) if finding.check != "control store"
         ]

@@ -37,14 +37,12 @@ _secrets: set[str] = set()
 _URL = re.compile(
     r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*://)(?P<user>[A-Za-z0-9_.~%-]*)(?P<rest>[^\s\"'<>]*)@"
 )
-_RULE = re.compile(
-    r"(?P<quote>['\"])(?P<kind>[><])[^'\"]+(?P=quote)"
-)  # a password in an ACL rule, as servers quote it
+# A password in an ACL rule, as servers quote it
+_RULE = re.compile(r"(?P<quote>['\"])(?P<kind>[><])[^'\"]+(?P=quote)")
 _MARKUP = re.compile(r"([\\`*\[\]<>|~&]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])|:(?=//)|(?<=www)\.)")
 _AT_START = re.compile(r"^(\s*)([#+=!-])")
-_NUMBER = re.compile(
-    r"^(\s*\d+)([.)])"
-)  # the mark is escaped, since a backslash before a digit is shown as one
+# The mark is escaped, since a backslash before a digit is shown as one
+_NUMBER = re.compile(r"^(\s*\d+)([.)])")
 
 
 def remember(secret: str) -> str:
@@ -148,9 +146,8 @@ def mask_logs() -> None:
             said = f"{record.msg} {record.args}"
         record.msg, record.args = lines(said), ()
         if record.exc_info and record.exc_info[0] is not None:
-            record.exc_text = lines(
-                traceback.formatException(record.exc_info)
-            )  # what formatters use in place of their own
+            # What formatters use in place of their own
+            record.exc_text = lines(traceback.formatException(record.exc_info))
         return record
 
     logging.setLogRecordFactory(masked_record)

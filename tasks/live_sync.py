@@ -22,7 +22,7 @@ from exodus.copy.guard import set_writer_epoch
 from exodus.cutover.feed_choice import choose_feeds, chosen_feed
 from exodus.cutover.fence import blocks_exodus, read_record
 from exodus.cutover.fence_cluster import fence_for
-from exodus.cutover.preconditions import check_fresh
+from exodus.cutover.preconditions import check_fresh, wait_until_fresh
 from exodus.cutover.rehearsal_report import check_rehearsal
 from exodus.engine import open_engine
 from exodus.errors import DecisionRefused
@@ -480,5 +480,6 @@ async def measure_freshness(it: Opened) -> Json:
             it.store, it.plan.partitions
         )  # the cutover is done; the switch has checked it
     else:
+        await wait_until_fresh(it.store, it.plan)
         fresh = await check_fresh(it.store, it.plan)
     return {**fresh.model_dump(), "share": fresh.share, "text": str(fresh)}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -10,6 +9,7 @@ import pytest
 from tests.support.clusters import make_cluster
 from tests.support.local_migration import local, modern
 from tests.support.pair_of_clusters import _pair, pair
+from tests.support.schedule import FewMigrations
 from tests.support.script import Script
 from tests.support.sentinels import (
     _source_service,
@@ -41,7 +41,6 @@ _LONGEST = (
     "test_roles",
     "test_clusters",
 )
-_BETWEEN = 4  # files of faults between two of whole migrations
 
 __all__ = [
     "_control",
@@ -86,23 +85,20 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def _files_in_order(items: list[pytest.Item]) -> list[Path]:
-    """Return the files in the order in which workers take them.
-
-    Whole migrations use all cores, and faults mostly wait. So two files of whole migrations run
-    beside files of faults, the longest first, and no file runs alone at the end.
+    """Return the files in the order in which workers take them: whole migrations, the longest
+    first, then faults, and fast tests at the end.
     """
-    migrations: dict[Path, None] = {}
-    others: dict[Path, bool] = {}
-    for item in items:
-        if item.get_closest_marker("e2e") is not None:
-            migrations[item.path] = None
-        else:
-            others[item.path] = item.get_closest_marker("fault") is None
     longest = {name: place for place, name in enumerate(_LONGEST)}
-    waiting = iter(sorted(migrations, key=lambda path: longest.get(path.stem, len(longest))))
-    order = list(islice(waiting, 2))
-    for number, path in enumerate(sorted(others, key=lambda path: others[path]), start=1):
-        order.append(path)
-        if number % _BETWEEN == 0:
-            order.extend(islice(waiting, 1))
-    return [*order, *waiting]
+
+    def place(item: pytest.Item) -> tuple[int, int]:
+        if item.get_closest_marker("e2e") is not None:
+            return 0, longest.get(item.path.stem, len(longest))
+        return (1 if item.get_closest_marker("fault") is not None else 2), 0
+
+    return list(dict.fromkeys(item.path for item in sorted(items, key=place)))
+
+
+@pytest.hookimpl(optionalhook=True)  # without pytest-xdist nobody asks
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> FewMigrations | None:
+    """Run at most two whole migrations at a time: see `schedule.py`."""
+    return FewMigrations(config, log) if config.getoption("dist") == "loadfile" else None

@@ -116,9 +116,8 @@ async def _why_open(plan: Plan) -> str | None:
     except OperatorError:
         return None  # a password is asked of `default`
     async with leg:
-        (said,) = await leg.pipeline(
-            [("RESTORE", _PROBE, 0, "no payload", "REPLACE")]
-        )  # refused in any case: by the user's rules, or as no payload
+        # Refused in any case: by the user's rules, or as no payload
+        (said,) = await leg.pipeline([("RESTORE", _PROBE, 0, "no payload", "REPLACE")])
     if str(said).startswith(_NO_LOGIN):
         return None
     return (

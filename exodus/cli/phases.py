@@ -647,9 +647,8 @@ def repair(
             engine = await open_engine(store, await store.plan())
             keys = await dead_letters(store)
             if engine.route.authority is Side.SOURCE:
-                keys += await accepted_letters(
-                    store
-                )  # after a cutover a copy would remove what stayed behind there
+                # After a cutover a copy would remove what stayed behind there
+                keys += await accepted_letters(store)
             failed = await sync_again(engine, keys, remove_extra=remove_extra)
             done: Json = {
                 "tried": len(keys),

@@ -21,11 +21,12 @@ _ENDED = {
     "CANCELLING": "cancelled",
 }
 _OPEN = ("running", "waiting")
+# States of a phase that has not ended, as `overlaid` returns them
 OPEN = (
     *_OPEN,
     ANSWERED,
     STARTING,
-)  # states of a phase that has not ended, as `overlaid` returns them
+)
 
 
 def run_ms(text: str | None) -> int:

@@ -47,9 +47,8 @@ async def side_digest(endpoint: Endpoint) -> Json:
     counts, digests = [0] * _BUCKETS, [0] * _BUCKETS
     for node in await endpoint.each_node():
         async with await node.connect(name="exodus-digest") as leg:
-            databases = databases_of(
-                info_of(await leg.call("INFO", "keyspace"))
-            )  # not by `facts`, which writes a scratch key
+            # Not by `facts`, which writes a scratch key
+            databases = databases_of(info_of(await leg.call("INFO", "keyspace")))
         for db in databases:
             async with await node.connect(db, name="exodus-digest") as leg:
                 cursor = -1

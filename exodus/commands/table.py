@@ -100,13 +100,11 @@ class CommandTable:
     def __init__(self, commands: Iterable[Command]) -> None:
         self._by_name = {name: Command(name, write=False) for name in semantics.CLOSE_AT_ONCE}
         self._by_name.update({command.name: command for command in commands})
-        self.unknown = Command(
-            UNKNOWN, write=True, known=False
-        )  # one for all, since clients may send any name
+        # One for all, since clients may send any name
+        self.unknown = Command(UNKNOWN, write=True, known=False)
         self._spelled: dict[bytes, Command] = {}
-        self.kept: dict[
-            bytes, int
-        ] = {}  # by spelling: arguments, the name included, behind which there are only values
+        # By spelling: arguments, the name included, behind which there are only values
+        self.kept: dict[bytes, int] = {}
 
     @classmethod
     def from_replies(cls, *replies: Sequence[Any]) -> CommandTable:

@@ -14,9 +14,8 @@ _WIDE_DB = (
     0xFFFF  # in the head of a key whose database does not fit: the database follows, in four bytes
 )
 _DB = struct.Struct("<I")
-_heads = [
-    _HEAD.pack(0, size) for size in range(256)
-]  # of the most keys; packing is part of every write's cost
+# Of the most keys; packing is part of every write's cost
+_heads = [_HEAD.pack(0, size) for size in range(256)]
 
 
 def partition_of(db: int, key: bytes, partitions: int) -> int:
@@ -137,9 +136,8 @@ class Changes:
     # Entries between the position and the first kept one were trimmed: all keys may have changed
     gap: bool = False
     last_id: bytes | None = None
-    times_ms: list[int] = field(
-        default_factory=list
-    )  # when each entry was made, by the store's clock
+    # When each entry was made, by the store's clock
+    times_ms: list[int] = field(default_factory=list)
 
 
 def parse_entries(entries: Sequence[tuple[bytes, Mapping[bytes, bytes]]]) -> Changes:

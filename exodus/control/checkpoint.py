@@ -43,9 +43,8 @@ class SliceProgress(BaseModel):
     worker: str = ""  # HOST:PID of the process that took it up last
     not_sent: dict[str, int] = Field(default_factory=dict)  # why MIGRATE did not carry them → keys
     excluded: dict[str, int] = Field(default_factory=dict)  # the rule that left them out → keys
-    strategies: dict[str, int] = Field(
-        default_factory=dict
-    )  # how keys were carried, with the reason where it was not the first choice
+    # How keys were carried, with the reason where it was not the first choice
+    strategies: dict[str, int] = Field(default_factory=dict)
 
 
 class ChunkRow(BaseModel):
@@ -70,9 +69,8 @@ class DirectionProgress(BaseModel):
     cursors: dict[str, int] | None = (
         None  # slices that are not done → where each goes on; None: not begun
     )
-    borders: dict[str, list[str]] = Field(
-        default_factory=dict
-    )  # "NODE/DB/INDEX" of the slice after it → digests of keys counted on one side only
+    # "NODE/DB/INDEX" of the slice after it → digests of keys counted on one side only
+    borders: dict[str, list[str]] = Field(default_factory=dict)
 
 
 class PassProgress(BaseModel):
@@ -90,9 +88,8 @@ class PassProgress(BaseModel):
     counts: dict[str, int] = Field(default_factory=dict)  # fields of the report
     by_type: dict[str, int] = Field(default_factory=dict)
     excluded: dict[str, int] = Field(default_factory=dict)
-    suspects: list[tuple[int, str, str, str]] = Field(
-        default_factory=list
-    )  # database, key in hexadecimal, kind, detail
+    # Database, key in hexadecimal, kind, detail
+    suspects: list[tuple[int, str, str, str]] = Field(default_factory=list)
     resumed: int = 0  # times a process went on with it
 
 

@@ -54,9 +54,8 @@ class Freshness(BaseModel):
     oldest_dirty_s: float
     never: int  # keys of which nothing is known: no pass, or more writes since than are kept
     pass_age_s: float | None
-    gaps: tuple[
-        str, ...
-    ] = ()  # open gaps, each with its reason: keys that may differ without being known
+    # Open gaps, each with its reason: keys that may differ without being known
+    gaps: tuple[str, ...] = ()
     overflowed: int = 0  # partitions that only the next pass can speak for
 
     @property

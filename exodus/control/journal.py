@@ -54,9 +54,8 @@ def commands(
     members: list[list[Key]] = [[] for _ in range(partitions)]
     crc32 = zlib.crc32
     for entry in keys:
-        members[crc32(entry[1], entry[0]) % partitions].append(
-            entry
-        )  # `partition_of`, in the one place where a call costs
+        # `partition_of`, in the one place where a call costs
+        members[crc32(entry[1], entry[0]) % partitions].append(entry)
     found: list[tuple[str | bytes, ...]] = []
     for partition, mine in enumerate(members):
         found.extend(

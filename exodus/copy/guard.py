@@ -32,6 +32,7 @@ from exodus.topology.endpoint import Endpoint
 
 _MULTI, _EXEC, _DISCARD = encode("MULTI"), encode("EXEC"), encode("DISCARD")
 _OK, _QUEUED = b"+OK\r\n", b"+QUEUED\r\n"
+# It takes no writes of anybody
 FULL = (
     "OOM",
     "READONLY",
@@ -40,7 +41,7 @@ FULL = (
     "NOREPLICAS",
     "MASTERDOWN",
     "CLUSTERDOWN",
-)  # it takes no writes of anybody
+)
 
 
 def no_room(side: Side, why: str) -> NoRoom:
@@ -98,9 +99,8 @@ class GuardedLeg:
             # The database of the transaction that was asked for, and what is still to be answered
             None
         )
-        self._at: int | None = (
-            leg.db
-        )  # the database that the leg was proved to be in; None: not known
+        # The database that the leg was proved to be in; None: not known
+        self._at: int | None = leg.db
 
     async def change(self, guard: Guard) -> None:
         """Write under another guard from the next batch on."""
@@ -129,9 +129,8 @@ class GuardedLeg:
                 await self._disarm()
                 leg.write(self._arm(db))
             await self._begun()
-            leg.write(
-                body
-            )  # by itself: it may be megabytes, and to put it between the others would copy it
+            # By itself: it may be megabytes, and to put it between the others would copy it
+            leg.write(body)
             leg.write(_EXEC + self._arm(db))
             await leg.drain()
             if await leg.answered(_QUEUED * count + b"*%d\r\n" % count + _OK * count):

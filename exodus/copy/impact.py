@@ -237,9 +237,8 @@ class Pace:
             return
         for other in await read_paces(self._store):
             if other.applications_cpu_share is not None and store_ms - other.at_ms < _FRESH_MS:
-                self._applications = (
-                    other.applications_cpu_share
-                )  # it is at work, and would be measured with them
+                # It is at work, and would be measured with them
+                self._applications = other.applications_cpu_share
                 return
         before = await _cpu(leg)
         await asyncio.sleep(IMPACT_FIRST_S)

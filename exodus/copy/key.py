@@ -41,10 +41,11 @@ from exodus.topology.node import NodeFacts, payload_fits
 
 # What a server says of a payload that it cannot load; the key is then copied by type.
 _REFUSED_PAYLOAD = ("DUMP payload version", "Bad data format")
+# Whether the policy is an LFU one → OBJECT's word and RESTORE's
 _USAGES = {
     False: "IDLETIME",
     True: "FREQ",
-}  # whether the policy is an LFU one → OBJECT's word and RESTORE's
+}
 _PROOF = RESERVED_PREFIX + b"proof}:"
 
 
@@ -82,17 +83,14 @@ class BatchReport:
     payload_bytes: int = 0
     usage_kept: int = 0  # of the payloads read: those whose idle time or frequency goes with them
     failed: list[Failure] = field(default_factory=list)
-    strategies: Counter[str] = field(
-        default_factory=Counter
-    )  # Strategy, with its reason where it was not the first choice → keys
+    # Strategy, with its reason where it was not the first choice → keys
+    strategies: Counter[str] = field(default_factory=Counter)
     not_sent: Counter[str] = field(default_factory=Counter)  # why MIGRATE did not carry them → keys
-    unsettled: list[bytes] = field(
-        default_factory=list
-    )  # changed while they were copied in pieces, or their slot was served by no node: to be marked
+    # Changed while they were copied in pieces, or their slot was served by no node: to be marked
+    unsettled: list[bytes] = field(default_factory=list)
     # as changed again
-    heavy: list[tuple[bytes, int]] = field(
-        default_factory=list
-    )  # keys over HEAVY_BYTES that were written, and their bytes
+    # Keys over HEAVY_BYTES that were written, and their bytes
+    heavy: list[tuple[bytes, int]] = field(default_factory=list)
     digest: int = 0  # CRC64 of all that was sent in one command a key
 
 
@@ -140,12 +138,10 @@ class Copier:
         self._follower_facts = follower_facts
         self._modern = authority_facts.capabilities.get("pexpiretime", False)
         self._field_expiry = authority_facts.capabilities.get("hash field ttl", False)
-        self._apart: set[tuple[int, bytes]] = (
-            set()
-        )  # keys for which the follower closed the connection: tried alone from then on
-        self._reading = (
-            asyncio.Lock()
-        )  # a backfill reads the next batch while this one, being written, may have to read again
+        # Keys for which the follower closed the connection: tried alone from then on
+        self._apart: set[tuple[int, bytes]] = set()
+        # A backfill reads the next batch while this one, being written, may have to read again
+        self._reading = asyncio.Lock()
         self._another_leg = another_leg
         self._pieces: ChunkedCopy | None = None
         self.turn: Turn = unpaced  # waited for before each piece of a large key
@@ -694,9 +690,8 @@ class Copier:
             try:
                 outcome = await self._pieces.copy(db, key, to_db, to)
             except error_of(self._to.leg.side):
-                await (
-                    self._to.reopen()
-                )  # it answers others: a connection that is lost once more is the key's fault
+                # It answers others: a connection that is lost once more is the key's fault
+                await self._to.reopen()
                 outcome = await self._pieces.copy(db, key, to_db, to)
         except Uncarried as exc:
             report.failed.append(Failure(db, key, str(exc)))

@@ -405,9 +405,8 @@ class Reader:
                 raise outcome
             before, left, after, *values = outcome
             first, second = clock_ms(before), clock_ms(after)
-            if (
-                left < 0 or second == first
-            ):  # else too early by up to the difference: it is read again
+            # Else too early by up to the difference: it is read again
+            if left < 0 or second == first:
                 found[key] = self._seen(key, kind, left if left < 0 else first + left, values)
         return found
 

@@ -21,9 +21,8 @@ COUNTS = {
     b"zset": "ZCARD",
     b"stream": "XLEN",
 }
-PLAIN_TYPES = frozenset(
-    {b"string", b"list", b"set", b"zset", b"hash"}
-)  # one read each; streams need several, modules have none
+# One read each; streams need several, modules have none
+PLAIN_TYPES = frozenset({b"string", b"list", b"set", b"zset", b"hash"})
 
 
 def reads_of(kind: bytes, key: bytes) -> list[Command]:

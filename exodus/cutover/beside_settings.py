@@ -15,9 +15,8 @@ class Setting:
     """A setting by its names (older ones behind newer ones), and when its difference matters."""
 
     names: tuple[str, ...]
-    worse: Callable[
-        [str, str], bool
-    ]  # whether the follower's value (second) is worse for applications
+    # Whether the follower's value (second) is worse for applications
+    worse: Callable[[str, str], bool]
     outcome: StateOutcome
     means: str
     at_run_time: bool = True

@@ -58,9 +58,8 @@ class Switch:
     store_run: str = ""  # the control store's, when the hold began
     before_hold: dict[int, bytes] = field(default_factory=dict)
     comparison: Comparison | None = None
-    old_grants: dict[bytes, bytes | None] = field(
-        default_factory=dict
-    )  # the guards' values on the old authority before
+    # The guards' values on the old authority before
+    old_grants: dict[bytes, bytes | None] = field(default_factory=dict)
     blocks_exodus: bool = (
         False  # the fence on the new side refuses our own writes too, where nobody lets us in
     )
@@ -68,12 +67,10 @@ class Switch:
         None  # gateways announce the heartbeats that a switch waits for; a lost word costs one poll
     )
     legs: dict[Side, Leg] = field(default_factory=dict)
-    legs_turn: asyncio.Lock = field(
-        default_factory=asyncio.Lock
-    )  # of who asks over `legs` beside another task
-    standing: Standing = field(
-        default_factory=dict
-    )  # of services and clusters, when the switch began
+    # Of who asks over `legs` beside another task
+    legs_turn: asyncio.Lock = field(default_factory=asyncio.Lock)
+    # Of services and clusters, when the switch began
+    standing: Standing = field(default_factory=dict)
     listeners: dict[str, int] = field(default_factory=dict)  # versions of the maps then, by side
     scripts_loaded: set[bytes] = field(default_factory=set)  # on the new side, by digest
     while_held: ExitStack = field(default_factory=ExitStack)

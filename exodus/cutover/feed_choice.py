@@ -38,9 +38,8 @@ class ChosenFeed(BaseModel):
 
     feed: Feed = Feed.GATEWAY
     why: str = ""
-    refused: dict[Feed, str] = Field(
-        default_factory=dict
-    )  # feeds that are more complete → why each was not taken
+    # Feeds that are more complete → why each was not taken
+    refused: dict[Feed, str] = Field(default_factory=dict)
 
     def text(self, side: Side) -> str:
         """Return the choice as forms and status show it."""

@@ -436,9 +436,8 @@ class Fence:
 
     async def _transaction(self, commands: list[Command]) -> bool:
         """Return whether it was done: not where the guard was touched since it was watched."""
-        await self._call(
-            ("MULTI",)
-        )  # before it is begun nothing is sent: it would run at once, whatever was watched
+        # Before it is begun nothing is sent: it would run at once, whatever was watched
+        await self._call(("MULTI",))
         outcome = (await self._ask(*commands, ("EXEC",)))[-1]
         if outcome is None:
             return False

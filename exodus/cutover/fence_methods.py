@@ -40,10 +40,11 @@ Kept = dict[str, Any]  # what must be known to undo a fence; no secret is in it
 PROBE = RESERVED_PREFIX + b"fence}:probe"
 _SCRIPT = "return redis.call('SET', KEYS[1], '1', 'PX', 1)"
 _NEVER_MET = 1_000_000  # replicas
+# Where no server listens: a replica of it keeps what it has and takes no writes
 _NOBODY = (
     "127.0.0.1",
     1,
-)  # where no server listens: a replica of it keeps what it has and takes no writes
+)
 _KEPT_WORDS = ("allkeys", "allchannels", "allcommands", "nocommands", "resetkeys", "resetchannels")
 _OURS = "exodus"  # how the names of our connections begin
 
@@ -177,9 +178,8 @@ class AclFence(FenceMethod):
         own, users = _sure(await call(("ACL", "WHOAMI"), ("ACL", "USERS")))
         if own == b"default" or len(users) < 2:
             return f"Exodus connects as {_text(own)!r}, which the applications may use too"
-        _sure(
-            await call(("ACL", "SETUSER", own))
-        )  # no rule: that changes nothing, and shows whether it may
+        # No rule: that changes nothing, and shows whether it may
+        _sure(await call(("ACL", "SETUSER", own)))
         return None
 
     async def look(self, call: Call) -> Kept:
@@ -344,9 +344,8 @@ class MinReplicasFence(_SideWideFence):
         if int(version.split(".")[0]) < 7:
             return f"on {version} scripts write all the same"
         kept = await self.look(call)
-        _sure(
-            await call(("CONFIG", "SET", self._WANTED, kept[self._WANTED]))
-        )  # what it is: changes nothing, and shows whether it may
+        # What it is: changes nothing, and shows whether it may
+        _sure(await call(("CONFIG", "SET", self._WANTED, kept[self._WANTED])))
         return None
 
     async def look(self, call: Call) -> Kept:
@@ -465,9 +464,8 @@ class ProviderFence(FenceMethod):
         return {"everybody": f"{kept['by']} confirmed: {kept['instruction']}"}
 
 
-KEEP_US_OUT = frozenset(
-    str(method.kind) for method in (MinReplicasFence, ReplicaFence)
-)  # kinds of which Exodus cannot write either
+# Kinds of which Exodus cannot write either
+KEEP_US_OUT = frozenset(str(method.kind) for method in (MinReplicasFence, ReplicaFence))
 
 
 def fence_method_of(

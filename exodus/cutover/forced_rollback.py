@@ -102,7 +102,6 @@ async def force_back(store: ControlStore, plan: Plan) -> dict[str, Any]:
             why="forced back: the target is dead",
         ),
     )
-    left = [
-        what for what in await settle(store, plan) if Side.TARGET not in what
-    ]  # the dead side is left as it is
+    # The dead side is left as it is
+    left = [what for what in await settle(store, plan) if Side.TARGET not in what]
     return {"epoch": route.epoch, "target": dead, "not_settled": left}

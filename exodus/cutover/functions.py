@@ -26,9 +26,8 @@ class Libraries:
 
     equal: list[str] = field(default_factory=list)
     carried: list[str] = field(default_factory=list)
-    failed: dict[str, str] = field(
-        default_factory=dict
-    )  # → why; calls of their functions would fail on the follower
+    # → why; calls of their functions would fail on the follower
+    failed: dict[str, str] = field(default_factory=dict)
     extra: list[str] = field(default_factory=list)  # on the follower only
 
     def as_rows(self) -> list[Json]:
@@ -56,12 +55,10 @@ class Difference:
     """The libraries of both sides, compared by their code."""
 
     equal: list[str] = field(default_factory=list)
-    differ: dict[str, str] = field(
-        default_factory=dict
-    )  # → why: missing on the follower, or of other code there
-    code: dict[str, bytes] = field(
-        default_factory=dict
-    )  # of those that differ, as the authority has it
+    # → why: missing on the follower, or of other code there
+    differ: dict[str, str] = field(default_factory=dict)
+    # Of those that differ, as the authority has it
+    code: dict[str, bytes] = field(default_factory=dict)
     extra: list[str] = field(default_factory=list)  # on the follower only
     not_told: str = ""  # why the authority's cannot be listed
     not_taken: str = ""  # why the follower takes none

@@ -7,7 +7,9 @@ takes nothing from the form, from stored results, or from an earlier check.
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
+import logging
 from dataclasses import dataclass
 
 from exodus.control import freshness, registry
@@ -19,9 +21,11 @@ from exodus.cutover.rehearsal_report import check_rehearsal
 from exodus.errors import DecisionRefused
 from exodus.net.client import answered
 from exodus.net.leg import Leg
-from exodus.plan.bounds import PRECONDITIONS_NAMED
+from exodus.plan.bounds import FRESH_LOOK_S, FRESH_WAIT_S, PRECONDITIONS_NAMED
 from exodus.plan.plan import Plan
 from exodus.plan.vocabulary import Side
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -111,14 +115,8 @@ async def check_fresh(store: ControlStore, plan: Plan) -> freshness.Freshness:
     Raises:
         DecisionRefused: keys were never verified, or less is than the plan asks for.
     """
-    fresh = await freshness.read_freshness(store, plan.partitions)
-    fresh = fresh.model_copy(update={"gaps": tuple(why for why in fresh.gaps if why != SCRIPTS)})
-    if (
-        fresh.pass_age_s is None
-        or fresh.never
-        or fresh.gaps
-        or fresh.share < plan.verified_share_min
-    ):
+    fresh = await _read_fresh(store, plan)
+    if not _suffices(fresh, plan):
         raise DecisionRefused(
             f"too little is verified for a cutover: {fresh}",
             why=f"the plan asks for {plan.verified_share_min * 100:.2f} % verified since their "
@@ -126,6 +124,38 @@ async def check_fresh(store: ControlStore, plan: Plan) -> freshness.Freshness:
             next_step="exodus verify --repair, then start commit again",
         )
     return fresh
+
+
+async def wait_until_fresh(store: ControlStore, plan: Plan) -> None:
+    """Wait up to FRESH_WAIT_S while only recent writes are not verified; `check_fresh` judges then.
+
+    Live sync verifies them a few seconds after each write. So a burst of writes passes by itself.
+    """
+    loop = asyncio.get_running_loop()
+    deadline, told = loop.time() + FRESH_WAIT_S, False
+    while loop.time() < deadline:
+        fresh = await _read_fresh(store, plan)
+        known = fresh.pass_age_s is not None and not fresh.gaps and not fresh.overflowed
+        if _suffices(fresh, plan) or not known:
+            return
+        if not told:
+            log.info("wait up to %.0f s until recent writes are verified: %s", FRESH_WAIT_S, fresh)
+            told = True
+        await asyncio.sleep(FRESH_LOOK_S)
+
+
+async def _read_fresh(store: ControlStore, plan: Plan) -> freshness.Freshness:
+    fresh = await freshness.read_freshness(store, plan.partitions)
+    return fresh.model_copy(update={"gaps": tuple(why for why in fresh.gaps if why != SCRIPTS)})
+
+
+def _suffices(fresh: freshness.Freshness, plan: Plan) -> bool:
+    return (
+        fresh.pass_age_s is not None
+        and not fresh.never
+        and not fresh.gaps
+        and fresh.share >= plan.verified_share_min
+    )
 
 
 async def _check_beside(plan: Plan, authority: Leg, follower: Leg) -> None:

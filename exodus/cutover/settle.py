@@ -99,10 +99,11 @@ async def _reopen(plan: Plan, route: Route) -> None:
         return
     await replica.reopen(plan, route, closed(route.switch))
     endpoint = Endpoint(route.follower, plan.acting(UserRole.SWITCH).address(route.follower))
+    # It had come so far, or it had not; of a cluster, on some nodes
     for before in (
         closed(route.switch),
         b"%d" % (route.writer_epoch - 1),
-    ):  # it had come so far, or it had not; of a cluster, on some nodes
+    ):
         if await replace_write_grant(endpoint, plan.name, before, b"%d" % route.writer_epoch):
             return
 

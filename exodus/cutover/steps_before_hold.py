@@ -16,7 +16,7 @@ from exodus.cutover.fence import blocks_exodus
 from exodus.cutover.functions import carry_functions
 from exodus.cutover.levers import check_aborted, postponed, say
 from exodus.cutover.listeners_check import check_listeners
-from exodus.cutover.preconditions import check_gaps, check_standing
+from exodus.cutover.preconditions import check_gaps, check_standing, wait_until_fresh
 from exodus.cutover.script_loading import load_scripts, unseen
 from exodus.cutover.settle import settle
 from exodus.cutover.topology_check import look_at_servers
@@ -71,17 +71,15 @@ async def readiness(switch: Switch) -> None:
             next_step="wait for it (`exodus status`), or end its hold: exodus release",
         )
     await _read_old_authority(switch)
-    await end_canary(
-        store, switch.route, "a switch is about to begin: canary reads end"
-    )  # a gateway that gives them up later would change the route
+    # A gateway that gives them up later would change the route
+    await end_canary(store, switch.route, "a switch is about to begin: canary reads end")
     switch.standing = await look_at_servers(switch.plan)
     switch.listeners = await check_listeners(store, switch.plan)
     method = await switch.fence(switch.old).check_possible()
     switch.legs[switch.old] = await switch.endpoint(switch.old).connect(name="exodus-switch")
     switch.old_grants = await read_write_grants_on(switch.legs[switch.old], switch.plan.name)
-    await _read_old_authority(
-        switch
-    )  # once more: rights are taken from what the side said before this
+    # Once more: rights are taken from what the side said before this
+    await _read_old_authority(switch)
     switch.facts["fence"] = str(method.kind)
     switch.held_until_told = method.kind is FenceKind.PROVIDER
     if not switch.route.sync or switch.route.journal is not JournalMode.ALL:
@@ -118,9 +116,10 @@ async def check_again(switch: Switch) -> None:
         else {}
     )
     if switch.to is Side.TARGET and reached and not switch.holding:
-        await carry_functions(
-            await open_engine(switch.store, switch.plan, switch.route)
-        )  # a release may have loaded others since
+        # A release may have loaded others since
+        await carry_functions(await open_engine(switch.store, switch.plan, switch.route))
+    if switch.approved.fresh and not switch.holding:
+        await wait_until_fresh(switch.store, switch.plan)
     async with switch.legs_turn:
         rehearsed = await check_standing(
             switch.store,
@@ -195,9 +194,8 @@ async def pre_drain(switch: Switch) -> None:
             left = await journal.lag_entries(switch.store, switch.plan.partitions)
             if nearest < 0 or left < nearest:
                 nearest, deadline = left, time.monotonic() + SWITCH_PRE_DRAIN_S
-        await check_gaps(
-            switch.store, scripts_later=True
-        )  # a server that restarts meanwhile opens one
+        # A server that restarts meanwhile opens one
+        await check_gaps(switch.store, scripts_later=True)
         if time.monotonic() > deadline:
             says = [
                 beat.why for beat in await registry.heartbeats(switch.store, "syncer") if beat.why

@@ -111,9 +111,8 @@ async def raise_fence(switch: Switch) -> None:
 async def lower_old(switch: Switch) -> None:
     """Undo the fence on the old side."""
     record = await switch.fence(switch.old).record()
-    if (
-        record is not None and record.switch == switch.id
-    ):  # not another's, where we were frozen meanwhile
+    # Not another's, where we were frozen meanwhile
+    if record is not None and record.switch == switch.id:
         await switch.fence(switch.old).lower(record)
 
 
@@ -151,9 +150,8 @@ async def _confirm(switch: Switch) -> None:
     )
     await load_client_scripts(switch)  # those that were first used since the beginning
     await drain(switch)
-    await check_gaps(
-        switch.store
-    )  # a gap is in the store before a gateway says that nothing is unflushed
+    # A gap is in the store before a gateway says that nothing is unflushed
+    await check_gaps(switch.store)
     if await store_run(switch) != switch.store_run:
         raise CutoverAborted(
             "the control store was restarted while writes were held",
@@ -233,16 +231,14 @@ async def open_new(switch: Switch) -> None:
     fence = switch.fence(switch.to)
     record = await fence.record()
     if record is not None:
-        await fence.open(
-            record
-        )  # before the sessions come: a transaction that is replayed there may hold writes
+        # Before the sessions come: a transaction that is replayed there may hold writes
+        await fence.open(record)
 
 
 async def close_new(switch: Switch) -> None:
     """Undo `open_new`: raise the new side's fence again."""
     fence = switch.fence(switch.to)
     record = await fence.record()
-    if (
-        record is not None and (await read_route(switch.store)).authority is switch.old
-    ):  # not where another switch came there meanwhile
+    # Not where another switch came there meanwhile
+    if record is not None and (await read_route(switch.store)).authority is switch.old:
         await fence.resume(record)

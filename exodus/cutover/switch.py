@@ -90,9 +90,8 @@ def _promotion(plan: Plan, to: Side) -> list[Step]:
         f"if the {to} is the {to.other}'s replica: wait until it has applied all, and make it "
         "a server of its own"
     )
-    return [
-        Step("promote", text, promote)
-    ]  # undone with the hold: syncers make it a replica again, in a new epoch
+    # Undone with the hold: syncers make it a replica again, in a new epoch
+    return [Step("promote", text, promote)]
 
 
 def steps(plan: Plan, to: Side) -> list[Step]:

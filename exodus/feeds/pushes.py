@@ -410,9 +410,8 @@ class _Asker:
                 strict=True,
             ):
                 if isinstance(groups, ReplyError):
-                    self._streams.discard(
-                        (wanted, name)
-                    )  # gone, or another type by now: that was told
+                    # Gone, or another type by now: that was told
+                    self._streams.discard((wanted, name))
                 elif groups:
                     found.append((wanted, name))
         return found
@@ -498,9 +497,8 @@ class Beacon:
             asks = self._store.keys.feed_asks(self._authority.side)
             pipe = self._store.client.pipeline(transaction=True)
             pipe.rpush(asks, token)
-            pipe.pexpire(
-                asks, PUSHES_BEACON_MS
-            )  # nobody reads: whoever begins to looks at everything
+            # Nobody reads: whoever begins to looks at everything
+            pipe.pexpire(asks, PUSHES_BEACON_MS)
             await pipe.execute()
             self._tokens.add(token)
             self._at = time.monotonic()

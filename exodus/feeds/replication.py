@@ -154,9 +154,8 @@ class ReplicationFeed(FeedReader):
         fresh = known is not None and known.offset == BEGIN
         stream, resumed = await _begin(leg, table, None if fresh else known)
         if fresh:
-            await self._append(
-                node, stream, [], []
-            )  # the beginning that `begin` allowed: a backfill covers what was before it
+            # The beginning that `begin` allowed: a backfill covers what was before it
+            await self._append(node, stream, [], [])
         return stream, resumed or fresh
 
     async def _before_failover(self, leg: Leg, node: Node) -> dict[str, str]:

@@ -66,9 +66,8 @@ class LaneCounts:
         )
         self.counts: dict[str, int] = dict.fromkeys(names, 0)
         self.strategies: Counter[str] = Counter()
-        self.excluded: Counter[str] = (
-            Counter()
-        )  # the rule that leaves keys out → how often one of them was written
+        # The rule that leaves keys out → how often one of them was written
+        self.excluded: Counter[str] = Counter()
         self.heavy = HeavyKeys()
         self.lag = HdrHistogram(
             1,
@@ -89,9 +88,8 @@ class Lanes:
         self._leases = Leases(engine.store, process, engine.plan.partitions)
         self._positions: dict[int, bytes] = {}
         self._keeper = Keeper(engine)
-        self._restarted: list[
-            Side
-        ] = []  # sides that have to be compared in full (`server_runs.py`)
+        # Sides that have to be compared in full (`server_runs.py`)
+        self._restarted: list[Side] = []
         self._recovery: asyncio.Task[str] | None = None
         self._pulse: list[Leg] = []
         self.why = ""  # what a full comparison is made for, or what it leaves to a person
@@ -196,9 +194,8 @@ class Lanes:
         if time.monotonic() - self._tended < LEASE_MS / 3000:
             return
         self._tended = self._renewed = time.monotonic()
-        for (
-            leg
-        ) in self._pulse:  # a server that restarts ends it, also where there is nothing to copy
+        # A server that restarts ends it, also where there is nothing to copy
+        for leg in self._pulse:
             guarded = leg.side is self._engine.route.follower and not self._engine.route.native
             await guarded_leg(leg, self._engine.guard()).check(enforced=guarded)
         before = dict(self._leases.tokens)
@@ -206,9 +203,8 @@ class Lanes:
         share = await self._leases.fair_share()
         await self._leases.give_back(self.partitions[share:])
         taken = await self._leases.take(share)
-        if (
-            taken and not self._engine.route.native
-        ):  # a replica takes no writes, of whoever comes with whatever token
+        # A replica takes no writes, of whoever comes with whatever token
+        if taken and not self._engine.route.native:
             await set_lane_grants(
                 self._engine.follower,
                 self._engine.plan.name,

@@ -26,9 +26,8 @@ async def rescan(engine: Engine, barrier: Barrier) -> int:
         remove_extra = await may_remove(engine)
         return (await mark_differing(engine, remove_extra=remove_extra, only=only)).marked
     marked = 0
-    swapped = (
-        barrier.what == "swapdb"
-    )  # keys changed that both sides have: all of the authority's are marked too
+    # Keys changed that both sides have: all of the authority's are marked too
+    swapped = barrier.what == "swapdb"
     extra_keys = await open_extra_keys(engine, name="exodus-rescan")
     try:
         for side in (engine.follower, engine.authority) if swapped else (engine.follower,):

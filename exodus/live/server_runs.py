@@ -51,9 +51,8 @@ async def changed(engine: Engine) -> list[Side]:
     from here on.
     """
     if engine.route.native:
-        await note_run_ids(
-            engine.store, engine.run_ids
-        )  # the servers fill a replica, and journal positions wait for what it has applied
+        # The servers fill a replica, and journal positions wait for what it has applied
+        await note_run_ids(engine.store, engine.run_ids)
         return []
     store = engine.store
     await note_run_ids(store, engine.run_ids, first=True)
@@ -144,9 +143,8 @@ async def recover(engine: Engine, sides: list[Side]) -> str:
         for side in sides:
             await open_gap(store, _GAP + side, why, verified=verified)
         return why
-    if (
-        verified and only is None
-    ):  # as a verification, it speaks for everything up to where it began; what it marked is dirty
+    # As a verification, it speaks for everything up to where it began; what it marked is dirty
+    if verified and only is None:
         await freshness.record_pass(store, since_ms, synced, found.keys)
     for side in sides:
         await close_gap(store, _GAP + side)

@@ -201,9 +201,8 @@ class Syncer(RouteFollower):
             finally:
                 self._lanes = None
                 if lanes is not None:
-                    with contextlib.suppress(
-                        *STORE_ERRORS
-                    ):  # the leases then end by their own time
+                    # The leases then end by their own time
+                    with contextlib.suppress(*STORE_ERRORS):
                         await lanes.give_back()
 
     async def _measure(self, now_ms: int, *, asked: bool) -> None:

@@ -182,9 +182,8 @@ async def detach(plan: Plan, writer_epoch: int) -> None:
     """
     value = b"%d" % writer_epoch
     async with await connect_side(plan, Side.SOURCE) as source:
-        await _change(
-            source, plan, [value], [("SET", native_guard_key(plan.name), _CLOSED)]
-        )  # first: who attaches again gets this along
+        # First: who attaches again gets this along
+        await _change(source, plan, [value], [("SET", native_guard_key(plan.name), _CLOSED)])
     async with await connect_side(plan, Side.TARGET) as leg:
         for _ in range(REPLICA_TRIES):
             if not await _change(leg, plan, [value, _CLOSED], _LEAVE):

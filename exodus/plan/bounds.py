@@ -328,6 +328,8 @@ LEVERS_ABORT_S = 3600  # after which a word that nobody heard is forgotten
 
 # exodus/cutover/preconditions.py
 PRECONDITIONS_NAMED = 5
+FRESH_WAIT_S = 30.0  # for recent writes to be verified, before a person is asked or writes are held
+FRESH_LOOK_S = 0.5
 
 # exodus/cutover/rehearsal_report.py
 REHEARSAL_NAMED = 5  # what changed since, listed by name

@@ -155,9 +155,8 @@ def _as_operator_error(exc: ValidationError, where: str, prefix: str) -> Operato
             next_step="correct one of the two",
         )
     why = f"{where} was checked and nothing was changed"
-    if (
-        first["type"] == "extra_forbidden"
-    ):  # a misspelt field: its value may be a password, and so may its name
+    # A misspelt field: its value may be a password, and so may its name
+    if first["type"] == "extra_forbidden":
         near = get_close_matches(str(first["loc"][-1]), _FIELDS, n=1)
         number = (
             f" (its value is {first['input']})"
@@ -172,9 +171,8 @@ def _as_operator_error(exc: ValidationError, where: str, prefix: str) -> Operato
     hidden = (
         prefix or "password" in field or first["loc"][0] == "logins" or first["type"] == "missing"
     )
-    whole = isinstance(
-        first["input"], (dict, list)
-    )  # with fields of its own, which may be anything
+    # With fields of its own, which may be anything
+    whole = isinstance(first["input"], (dict, list))
     value = "" if whole or (hidden and isinstance(first["input"], str)) else f" {first['input']!r}"
     ours = first["msg"].removeprefix("Value error, ")
     said = ours if ours != first["msg"] else ours.lower()

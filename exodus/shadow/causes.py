@@ -64,7 +64,7 @@ class KeyEvidence:
     kind: str  # as `Divergence.kind`: missing, extra, type, value, expiry, group
     authority_moved: bool | None = None  # since it was copied, although no journal names it
     follower_moved: bool | None = None
-    follower_as_before: bool = False  # it is what the copy before the last one made
+    follower_as_before: bool = False  # it is what an earlier copy made, before the last one
     copied_absent: bool = False  # the last copy removed it
     expired: bool = False  # the expiry that was copied is over
     evicted_follower: bool = False  # the follower evicted keys since the sampling began

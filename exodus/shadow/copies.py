@@ -36,7 +36,7 @@ class Copied:
     at_ms: int = 0  # when it was read last, by the control store's clock
     print_authority: int | None = None  # checksum of the state that was copied last
     print_follower: int | None = None  # of what the follower made of it
-    print_before: int | None = None  # of what the follower had after the copy before
+    print_before: int | None = None  # of the last other state that a copy made there
     expiry_ms: int = 0  # of the state that was copied last
 
 
@@ -281,8 +281,9 @@ class SampledCopies:
             dumps = await self._ours.pipeline([("DUMP", to) for _, to in part])
             for (each, _), dump in zip(part, dumps, strict=True):
                 copied = self.state.keys[(db, each.key)]
-                copied.print_before = copied.print_follower
-                copied.print_follower = print_of(dump)
+                made = print_of(dump)
+                if made != copied.print_follower:  # a copy of the same state says nothing new
+                    copied.print_before, copied.print_follower = copied.print_follower, made
                 copied.print_authority = print_of_state(each)
                 copied.expiry_ms = each.expiry_ms
                 copied.at_ms = at_ms

@@ -176,9 +176,8 @@ class Telemetry:
         self._of_command: dict[Command, CommandCounters] = {}
         self._of_prefix: dict[bytes, PrefixCounters] = {}
         self._hot: list[bytes] = []  # every HOT_SAMPLE-th request's key, not yet in the sketch
-        self._distinct: list[
-            bytes
-        ] = []  # keys of the hashes that are counted, not yet in the sketch
+        # Keys of the hashes that are counted, not yet in the sketch
+        self._distinct: list[bytes] = []
         self._turn = 0
 
     def observe(
@@ -209,9 +208,8 @@ class Telemetry:
             self._error(counters, error)
         if key is None:
             return
-        if (
-            hash(key) & _DISTINCT_MASK == 0
-        ):  # the one that the dictionaries need anyway, and that is kept in the key
+        # The one that the dictionaries need anyway, and that is kept in the key
+        if hash(key) & _DISTINCT_MASK == 0:
             self._distinct.append(key)
         # Drawn, not every eighth: traffic has rhythms of its own. (The linear congruential
         # generator of the C standard's example.)

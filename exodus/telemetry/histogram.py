@@ -22,9 +22,8 @@ class Histogram:
     __slots__ = ("counts", "total", "value_max")
 
     def __init__(self) -> None:
-        self.counts = array(
-            "q", bytes(8 * _SIZE)
-        )  # of machine numbers, which the compiled form counts up without making an object of each
+        # Of machine numbers, which the compiled form counts up without making an object of each
+        self.counts = array("q", bytes(8 * _SIZE))
         self.total = 0
         self.value_max = 0
 

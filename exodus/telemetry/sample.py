@@ -3,6 +3,5 @@
 from __future__ import annotations
 
 Labels = dict[str, str]
-Sample = tuple[
-    str, str, Labels, float
-]  # name as exodus_<part>_<what>_<unit>, help, labels, value; `_total` makes a counter
+# Name as exodus_<part>_<what>_<unit>, help, labels, value; `_total` makes a counter
+Sample = tuple[str, str, Labels, float]

@@ -24,9 +24,8 @@ async def connect_as_application(plan: Plan, authority: Side, *, name: str) -> L
         try:
             return await Leg.connect(nobody, authority, name=name)
         except OperatorError:
-            return await Leg.connect(
-                plan.through_gateway(authority), authority, name=name
-            )  # the gateway lets the authority check it
+            # The gateway lets the authority check it
+            return await Leg.connect(plan.through_gateway(authority), authority, name=name)
     except (SourceError, TargetError) as exc:
         raise OperatorError(
             f"gateway: nothing answers at {nobody.url}",

@@ -21,6 +21,7 @@ from exodus.topology.rights import Right, Version, Wanted, rights_of
 
 # Of a command that is never run; a user without ~* may not name it, and needs to
 _ARGUMENT = "{exodus}:permit"
+# Are not queued, or end the transaction
 _LATER = (
     "PING",
     "MULTI",
@@ -28,7 +29,7 @@ _LATER = (
     "DISCARD",
     "WATCH",
     "UNWATCH",
-)  # are not queued, or end the transaction
+)
 _NO_PERMISSION = "NOPERM"
 
 
@@ -200,9 +201,8 @@ async def _try(leg: Leg, user: str, commands: Sequence[str]) -> dict[str, str]:
     for command, reply in zip(
         order, await leg.pipeline([harmless[name] for name in order]), strict=True
     ):
-        if isinstance(reply, ReplyError) and _NO_PERMISSION in str(
-            reply
-        ):  # of EXEC inside an EXECABORT
+        # Of EXEC inside an EXECABORT
+        if isinstance(reply, ReplyError) and _NO_PERMISSION in str(reply):
             refused[command] = str(reply)
     for command, reply in zip(
         asked,

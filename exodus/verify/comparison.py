@@ -70,9 +70,8 @@ class ComparisonCounts:
     """What was found of the keys that are equal, and of those that were not compared."""
 
     by_type: Counter[str] = field(default_factory=Counter)
-    excluded: Counter[str] = field(
-        default_factory=Counter
-    )  # the rule that leaves them out → keys of the authority
+    # The rule that leaves them out → keys of the authority
+    excluded: Counter[str] = field(default_factory=Counter)
     keys_with_ttl: int = 0
     ttl_drift_ms_max: int = 0
 
@@ -384,9 +383,8 @@ class Comparison:
     def _same(self, kind: bytes, here: Reply, there: Reply) -> bool:
         """Return whether two values are equal that differ byte for byte."""
         if self._dumps:
-            return (
-                kind != b"string"
-            )  # a payload that is not of an equal value is always looked into
+            # A payload that is not of an equal value is always looked into
+            return kind != b"string"
         return self._whole and bool(canonical(kind, [here]) == canonical(kind, [there]))
 
     def _needs_more(self, here: ScannedKey, there: ScannedKey) -> bool:

@@ -49,12 +49,13 @@ class UnknownFormatError(Exception):
     """A payload that is of no format known here."""
 
 
+# What a payload leads to that no server writes
 DAMAGED = (
     UnknownFormatError,
     IndexError,
     ValueError,
     OverflowError,
-)  # what a payload leads to that no server writes
+)
 
 
 def kind_of(payload: bytes) -> bytes:
@@ -299,9 +300,8 @@ class _Body:
             return first & 0x3F
         if how == 1:
             self._at = at + 2
-            return (first & 0x3F) * 256 + view[
-                at + 1
-            ]  # which may be the footer's: the next one who reads finds the end
+            # Which may be the footer's: the next one who reads finds the end
+            return (first & 0x3F) * 256 + view[at + 1]
         self._at = at + 1
         if first not in (0x80, 0x81):
             raise UnknownFormatError("no length where one was expected")

@@ -75,9 +75,8 @@ class VerificationReport(ComparisonCounts):
     keys_not_carried: int = 0  # differ, and are dead letters
     divergences: list[Divergence] = field(default_factory=list)
     divergences_total: int = 0
-    dirty: list[Divergence] = field(
-        default_factory=list
-    )  # differ, and were written while they were looked at: live sync has them
+    # Differ, and were written while they were looked at: live sync has them
+    dirty: list[Divergence] = field(default_factory=list)
     dirty_total: int = 0
     looked_at_again: int = 0
     resumed: int = 0  # times a process went on where another had ended
@@ -129,9 +128,8 @@ class _Direction:
         # What is kept of them is of slices that were counted; those here may be of one that is
         # under way.
         self._seen = {border: set(marks) for border, marks in walk.borders.items()}
-        self.kinds: dict[
-            str, str
-        ] = {}  # marks of equal keys at borders → their types, where the walk compares
+        # Marks of equal keys at borders → their types, where the walk compares
+        self.kinds: dict[str, str] = {}
 
     async def pieces(
         self, endpoint: Endpoint, slices: int, only: Only | None = None

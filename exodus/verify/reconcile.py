@@ -170,9 +170,8 @@ async def mark_differing(
 
     async def mark(found: Sequence[Divergence]) -> None:
         way.suspects.clear()
-        probes = (
-            engine.plan.rehearsal_prefix.encode()
-        )  # Exodus's own, of the rehearsal and the lag probe
+        # Exodus's own, of the rehearsal and the lag probe
+        probes = engine.plan.rehearsal_prefix.encode()
         extra = (
             []
             if remove_extra

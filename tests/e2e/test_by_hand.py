@@ -22,7 +22,7 @@ from exodus.stack.servers import ServerKind, binary
 from tests.support.hosts import Host, network
 from tests.support.wait import wait_until
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(360)]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
 PORTS = (6379, 6380, 6381, 6400, 4200)
 
 

@@ -17,7 +17,7 @@ from exodus.stack.up import Wanted, down, up
 from tests.support.clusters import ClusterBox
 from tests.support.operator import Operator
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
 KEYS = 20_000
 
 

@@ -16,7 +16,7 @@ from tests.support.jobs import PROGRAM_NAMES, Jobs
 from tests.support.operator import Operator
 from tests.support.shop import shopping
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
 
 
 def _more_jobs(queues: list[Jobs], count: int) -> None:

@@ -40,10 +40,11 @@ pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
 # A loaded test machine is no measure of a target: only what the flow does with the steps is looked
 # at here.
 _CLOSE = "remove the applications' rule from security group sg-1"
+# For the cutover a person's confirmation; for the rollback the strongest that the target allows
 _FENCE = {
     "source": "provider",
     "source_instruction": _CLOSE,
-}  # for the cutover a person's confirmation; for the rollback the strongest that the target allows
+}
 _CANARY = {
     "steps": [5, 100],
     "seconds": 1.0,

@@ -14,7 +14,7 @@ from exodus.stack import prefect
 from exodus.stack.home import Home, free_port
 from exodus.stack.processes import end, start, wait_ready
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
 
 
 @pytest.fixture

@@ -35,7 +35,7 @@ from exodus.stack.processes import end
 from exodus.stack.up import down
 from tests.support.wait import wait_until
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
 BIN = Path(sys.executable).parent
 
 

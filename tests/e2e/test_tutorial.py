@@ -18,9 +18,9 @@ from exodus.stack.prefect import project_root
 from exodus.stack.servers import USER, ServerKind
 from exodus.stack.up import down
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
 ROOT = project_root()
-_MINUTES_MAX = 7
+_MINUTES_MAX = 14
 _CHECKOUT = (
     ".venv",
     "Makefile",

@@ -39,7 +39,7 @@ from tests.support.servers import DatabaseServer
 from tests.support.wait import wait_until
 from tests.support.wheel import install
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
 KEYS = 60_000
 VALUE = "x" * 1_000
 PORT = 6400

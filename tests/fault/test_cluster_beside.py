@@ -23,7 +23,7 @@ from exodus.topology.endpoint import Endpoint
 from tests.support.clusters import ClusterBox
 from tests.support.servers import DatabaseServer
 
-pytestmark = [pytest.mark.fault, pytest.mark.timeout(90)]
+pytestmark = pytest.mark.fault
 
 
 async def test_each_node_is_compared_and_mended(

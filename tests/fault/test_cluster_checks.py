@@ -20,7 +20,7 @@ from tests.support.clusters import ClusterBox
 from tests.support.local_migration import LocalMigration
 from tests.support.servers import DatabaseServer
 
-pytestmark = [pytest.mark.fault, pytest.mark.timeout(90)]
+pytestmark = pytest.mark.fault
 MakeCluster = Callable[..., ClusterBox]
 MakeServer = Callable[..., DatabaseServer]
 

@@ -28,7 +28,7 @@ from exodus.stack.servers import USER, ServerKind
 from exodus.topology.endpoint import Endpoint
 from tests.support.clusters import ClusterBox
 
-pytestmark = [pytest.mark.fault, pytest.mark.timeout(90)]
+pytestmark = pytest.mark.fault
 MakeCluster = Callable[..., ClusterBox]
 NAME = "guarded"
 KINDS = [ServerKind.REDIS_62, ServerKind.VALKEY_91]

@@ -12,7 +12,7 @@ from exodus.stack.servers import ServerKind
 from exodus.topology.endpoint import Endpoint
 from tests.support.clusters import ClusterBox
 
-pytestmark = [pytest.mark.fault, pytest.mark.timeout(90)]
+pytestmark = pytest.mark.fault
 KEYS, COUNT = 20_000, 100
 KINDS = [ServerKind.REDIS_62, ServerKind.REDIS_82, ServerKind.VALKEY_91]
 

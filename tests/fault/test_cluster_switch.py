@@ -41,7 +41,7 @@ from tests.support.local_migration import LocalMigration
 from tests.support.servers import DatabaseServer
 from tests.support.wait import until
 
-pytestmark = [pytest.mark.fault, pytest.mark.timeout(180)]
+pytestmark = pytest.mark.fault
 MakeCluster = Callable[..., ClusterBox]
 WRITERS = 4
 PER_S = 100  # writes of each

@@ -34,7 +34,7 @@ from tests.support.local_migration import LocalMigration
 from tests.support.servers import DatabaseServer
 from tests.support.wait import until
 
-pytestmark = [pytest.mark.fault, pytest.mark.timeout(90)]
+pytestmark = pytest.mark.fault
 MakeCluster = Callable[..., ClusterBox]
 MakeServer = Callable[..., DatabaseServer]
 Box = ClusterBox | DatabaseServer

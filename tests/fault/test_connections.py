@@ -18,7 +18,7 @@ from tests.support.local_migration import LocalMigration
 from tests.support.process import GatewayProcess
 from tests.support.wait import wait_until
 
-pytestmark = [pytest.mark.fault, pytest.mark.timeout(300)]
+pytestmark = pytest.mark.fault
 IDLE = 10_000 if FULL else 1_000  # in two workers, each of which needs two open files a connection
 ROUND = 3_000 if FULL else 300  # connections that come and go between two looks
 PONG = b"+PONG\r\n"

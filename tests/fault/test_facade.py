@@ -20,7 +20,7 @@ from tests.support.clusters import ClusterBox
 from tests.support.full import FULL
 from tests.support.servers import DatabaseServer
 
-pytestmark = [pytest.mark.fault, pytest.mark.timeout(180)]
+pytestmark = pytest.mark.fault
 # The oldest and the newest; FULL=1 has all.
 KINDS = list(ServerKind) if FULL else [ServerKind.REDIS_62, ServerKind.VALKEY_91]
 MakeCluster = Callable[..., ClusterBox]

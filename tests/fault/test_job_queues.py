@@ -26,7 +26,7 @@ from tests.support.jobs import PROGRAM_NAMES, Jobs
 from tests.support.local_migration import LocalMigration
 from tests.support.servers import DatabaseServer
 
-pytestmark = [pytest.mark.fault, pytest.mark.timeout(180)]
+pytestmark = pytest.mark.fault
 
 RUN_S = 20.0 if FULL else 3.0
 

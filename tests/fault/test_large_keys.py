@@ -23,7 +23,7 @@ from tests.support.full import FULL
 from tests.support.local_migration import LocalMigration
 from tests.support.servers import DatabaseServer
 
-pytestmark = [pytest.mark.fault, pytest.mark.timeout(1800 if FULL else 120)]
+pytestmark = [pytest.mark.fault, pytest.mark.timeout(1800 if FULL else 300)]
 
 ELEMENTS = 2_000_000 if FULL else 40_000
 STRING_BYTES = 512 * 1024 * 1024 if FULL else 4 * 1024 * 1024

@@ -29,7 +29,7 @@ from tests.support.sentinels import ServiceBox
 from tests.support.servers import DatabaseServer
 from tests.support.wait import until
 
-pytestmark = [pytest.mark.fault, pytest.mark.timeout(60)]
+pytestmark = pytest.mark.fault
 SERVICE = "orders"
 Open = Callable[[int], "asyncio.Future[tuple[asyncio.StreamReader, asyncio.StreamWriter]]"]
 

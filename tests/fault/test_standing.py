@@ -11,9 +11,14 @@ import pytest
 
 from exodus.control.freshness import read_freshness
 from exodus.control.route import read_route
-from exodus.cutover import levers, switch
+from exodus.cutover import levers, preconditions, switch
 from exodus.cutover.context import Switch
-from exodus.cutover.preconditions import Approved, plan_digest
+from exodus.cutover.preconditions import (
+    Approved,
+    check_fresh,
+    plan_digest,
+    wait_until_fresh,
+)
 from exodus.errors import CutoverAborted, DecisionRefused
 from exodus.plan.vocabulary import Hold, Side
 from exodus.verify.reconcile import reconcile
@@ -137,6 +142,49 @@ async def test_what_changes_under_the_hold_is_seen_before_the_authority_changes(
     route = await read_route(ready.store)
     assert (route.authority, route.hold) == (Side.SOURCE, Hold.NONE)
     await ready.app().set("k", 2)
+
+
+async def test_recent_writes_are_waited_for_and_nothing_else(ready: LocalMigration) -> None:
+    await _verified(ready)
+    for syncer, task in ready.syncers.values():  # nothing verifies what is written now
+        syncer.stop()
+        await task
+    await ready.app().set("k", 2)
+    await ready.flushed()
+    with pytest.raises(DecisionRefused, match=r"0.00 % verified, 1 dirty"):
+        await check_fresh(ready.store, ready.plan)
+    waiting = asyncio.create_task(wait_until_fresh(ready.store, ready.plan))
+    await ready.syncer("another")
+    await waiting
+    assert (await check_fresh(ready.store, ready.plan)).share == 1.0
+
+
+async def test_what_time_does_not_mend_is_not_waited_for(
+    ready: LocalMigration, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(preconditions, "FRESH_WAIT_S", 300.0)
+    await _verified(ready)
+    for change in (_open_gap, _forget_the_pass):
+        await change(ready)
+        await asyncio.wait_for(wait_until_fresh(ready.store, ready.plan), 60)
+        with pytest.raises(DecisionRefused, match="too little is verified"):
+            await check_fresh(ready.store, ready.plan)
+        await ready.store.client.delete(ready.store.keys.gap)
+
+
+async def test_writes_that_nothing_verifies_are_not_waited_for_without_end(
+    ready: LocalMigration, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(preconditions, "FRESH_WAIT_S", 1.0)
+    await _verified(ready)
+    for syncer, task in ready.syncers.values():
+        syncer.stop()
+        await task
+    await ready.app().set("k", 2)
+    await ready.flushed()
+    await asyncio.wait_for(wait_until_fresh(ready.store, ready.plan), 60)
+    with pytest.raises(DecisionRefused, match="1 dirty"):
+        await check_fresh(ready.store, ready.plan)
 
 
 async def test_a_library_that_was_loaded_while_the_form_waited_is_carried_by_the_switch(

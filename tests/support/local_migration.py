@@ -5,6 +5,7 @@ that flows give.
 from __future__ import annotations
 
 import asyncio
+import os
 import secrets
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -205,14 +206,27 @@ class LocalMigration:
 
     async def drained(self) -> None:
         feed = JournalFeed(self.store, self.plan.partitions)
+        began_ms = await self.store.now_ms()
 
         async def quiet() -> bool:
             return (
                 all(not gateway.journaler.unflushed for gateway, _ in self.gateways.values())
+                and await self._others_flushed(began_ms)
                 and await feed.drained()
             )
 
         await until(quiet, within_s=20, otherwise="the journal never drained")
+
+    async def _others_flushed(self, since_ms: int) -> bool:
+        """Return whether each gateway in a process of its own said since then that all is in the
+        journal.
+        """
+        now_ms = await self.store.now_ms()
+        return all(
+            beat.at_ms > since_ms and not beat.facts.unflushed + beat.facts.writes_in_flight
+            for beat in await registry.heartbeats(self.store, "gateway")
+            if beat.pid != os.getpid() and not beat.stale(now_ms)
+        )
 
     async def feed_drained(self) -> bool:
         """Return whether the feed in force is drained."""

@@ -64,20 +64,25 @@ class Operator:
         """Return what the UI renders of the `number`-th question of a decision: the text above the
         form, and its fields.
         """
-        details: dict = {}
+        found: list = []
 
         def there() -> bool:
-            details.update(self.api.run(asked["flow_run_id"])["state"]["state_details"])
-            return details.get("pause_key") == f"{asked['gate']}-{number}" and self.api.asks(
-                asked["flow_run_id"]
-            )
+            details = self.api.run(asked["flow_run_id"])["state"]["state_details"]
+            if details.get("pause_key") != f"{asked['gate']}-{number}":
+                return False
+            # Prefect stores both after the suspension, the description last.
+            answers = [
+                self.api._call(
+                    "GET",
+                    f"/flow_runs/{asked['flow_run_id']}/input/{details['run_input_keyset'][part]}",
+                )
+                for part in ("description", "schema")
+            ]
+            found[:] = [answer.json() for answer in answers if answer.status_code == 200]
+            return len(found) == len(answers)
 
         wait_until(there, within_s=60, otherwise=f"{asked['gate']} was not asked {number} times")
-        inputs = f"/flow_runs/{asked['flow_run_id']}/input"
-        words, schema = (
-            self.api._call("GET", f"{inputs}/{details['run_input_keyset'][part]}").json()
-            for part in ("description", "schema")
-        )
+        words, schema = found
         return words, schema["properties"]
 
     def ended(self, phase: str, state: str) -> None:
