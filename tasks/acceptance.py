@@ -241,6 +241,7 @@ def _nodes_written(found: dict[str, Any]) -> list[Checked]:
         for node in row["nodes_not_written"]
     }
     counts = {row["authority"]: row["nodes"] for row in found["switches"]}
+    silent |= {f"no switch came to the {side}" for side in found["clusters"] if side not in counts}
     return [
         Checked(
             "the rehearsal wrote to every node",

@@ -22,17 +22,20 @@ from exodus.acceptance.logins import check_logins
 from exodus.acceptance.rows import Checked
 from exodus.acceptance.standing import check_replicas, check_settings
 from exodus.acceptance.trial_copy import REPORT, copy_trial, remove_trial, verify_trial
+from exodus.cutover.preflight import check_all
 from exodus.gateway.tables import load_table
 from exodus.observe.traffic_copy import watch_monitor
 from exodus.observe.workload import workload_of
 from exodus.plan.gate_checks import CheckLevel, GateChecks
 from exodus.plan.vocabulary import Cutover, Side
+from exodus.rehearsal.rehearse import rehearse
 from exodus.topology.endpoint import Endpoint
 from tasks.acceptance import _level_of
 from tasks.checks import Level
 from tests.support.cluster_gateway import cluster_migration
 from tests.support.local_migration import LocalMigration
-from tests.support.pair_of_clusters import Pair, setting
+from tests.support.pair_of_clusters import Pair, role_users, setting
+from tests.support.roles import denied
 from tests.support.servers import DatabaseServer
 from tests.support.wait import until
 
@@ -276,6 +279,31 @@ async def test_the_observed_load_is_played_on_every_node(
         ):
             await check_load(local.plan, local.store)
     assert _left(pair) == []
+
+
+async def test_with_the_users_of_its_roles_nothing_is_refused(
+    pair: Pair, control_server: DatabaseServer, tmp_path: Path
+) -> None:
+    """On masters and replicas: of the pre-flight rows, of Test's checks, and of the rehearsal."""
+    with pair.source.client() as client:
+        client.set("k", "v")
+    checks = GateChecks(rehearsal_rounds=1, rehearsal_kill=False)
+    with role_users(pair, tmp_path) as (sides, users):
+        async with migration(pair, control_server, tmp_path, test_checks=checks) as local:
+            local.plan = local.plan.model_copy(update={**sides, "users": users})
+            await local.store.save_plan(local.plan)
+            await local.gateway()
+            await _observe(local, "GET", "SET")
+            found = await check_all(local.plan, local.store)
+            assert [each.what for each in found if each.severity != "ok"] == []
+            trial = await copy_trial(local.plan, local.store)
+            rows = [*await _all(local), *await verify_trial(local.plan, local.store, trial)]
+            await remove_trial(local.plan, local.store)
+            assert _red(rows) == {}
+            assert (await rehearse(local.store, local.plan))["ok"]
+        servers = {Side.SOURCE: pair.source.nodes, Side.TARGET: pair.target.nodes}
+        refused = [denied({side: node}) for side, nodes in servers.items() for node in nodes]
+        assert refused == [[]] * 7
 
 
 async def test_what_is_not_done_on_a_cluster_is_a_row_to_be_accepted(

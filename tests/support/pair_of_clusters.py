@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,8 +10,13 @@ from typing import NamedTuple
 
 import pytest
 
-from exodus.stack.servers import ServerKind
+from exodus.plan.address import Credentials, Place
+from exodus.plan.settings import RoleUser, Users
+from exodus.plan.vocabulary import Side, UserRole
+from exodus.stack.servers import USER, ServerKind
+from exodus.topology.rights import Wanted, rule_of, server_of
 from tests.support.clusters import ClusterBox
+from tests.support.roles import ADMINISTRATOR, administrator, take_over
 from tests.support.servers import DatabaseServer
 
 
@@ -53,6 +59,48 @@ def setting(node: DatabaseServer, name: str, value: str) -> Iterator[None]:
             yield
         finally:
             client.config_set(name, before)
+
+
+@contextmanager
+def role_users(pair: Pair, folder: Path) -> Iterator[tuple[dict[str, Place], Users]]:
+    """Users with exactly the rights that `exodus users --cluster` prints, on every node, in place
+    of the one that may do everything. Yields the plan's sides, and its users.
+    """
+    made: dict[UserRole, dict[str, Credentials]] = {role: {} for role in UserRole}
+    sides: dict[str, Place] = {}
+    for side, box in zip(Side, pair, strict=True):
+        passwords = {role: secrets.token_hex(8) for role in UserRole}
+        rules = {
+            role: rule_of([role], side, *server_of(str(box.kind)), Wanted(cluster=True))
+            for role in UserRole
+        }
+        for role, password in passwords.items():
+            file = folder / f"{side}-{role}"
+            file.write_text(password)
+            made[role][str(side)] = Credentials(username=f"exodus-{role}", password_file=file)
+        sides[str(side)] = made[UserRole.SYNCER][str(side)].at(box.address())
+        for node in box.nodes:
+            take_over(node)
+            with administrator(node) as client:
+                for role, password in passwords.items():
+                    words = ("reset", "on", f">{password}", *rules[role].split())
+                    client.execute_command("ACL", "SETUSER", f"exodus-{role}", *words)
+                client.execute_command("ACL", "LOG", "RESET")
+    more = {str(role): RoleUser(**given) for role, given in made.items()}
+    del more[str(UserRole.SYNCER)]
+    try:
+        yield sides, Users(**more)
+    finally:
+        for box in pair:
+            password = box.address().secret("test")
+            for node in box.nodes:
+                with administrator(node) as client:
+                    rights = ("on", f">{password}", "~*", "&*", "+@all")
+                    client.execute_command("ACL", "SETUSER", USER, *rights)
+                    for role in UserRole:
+                        client.execute_command("ACL", "DELUSER", f"exodus-{role}")
+                with node.client() as client:
+                    client.execute_command("ACL", "DELUSER", ADMINISTRATOR)
 
 
 @pytest.fixture(scope="session")
