@@ -12,11 +12,11 @@ from prefect.client.schemas.objects import State
 from exodus.plan.vocabulary import Phase
 from flows.lifecycle import go_on
 from flows.phase import MIGRATION, SECONDS, MigrationName, Seconds, phase_flow
-from tasks.advice import find_provider_risks, judge_provider, recommend, recommend_untried
+from tasks.advice import find_provider_risks, judge_provider, recommend
 from tasks.beside import compare_beside
 from tasks.checks import any_fatal, frames, open_findings, summary_lines, why_not_accepted
 from tasks.clients import direct_clients
-from tasks.cluster_fit import has_cluster, judge_cluster_fit, judge_untried
+from tasks.cluster_fit import judge_cluster_fit
 from tasks.compatibility import (
     advice_lines,
     check_commands,
@@ -68,11 +68,7 @@ def analyze(migration: MigrationName = MIGRATION, seconds: Seconds = SECONDS) ->
         *judge_cluster_fit(workload, facts["target"]["database_count"]),
         *judge_provider(risks),
     ]
-    if has_cluster(began["plan"]):
-        checks += judge_untried()
-        tried = _Tried(recommend_untried(checks), {}, {}, "dry run: not done for a cluster")
-    else:
-        tried = _try_on_target(migration, began["plan"], facts, workload, checks)
+    tried = _try_on_target(migration, began["plan"], facts, workload, checks)
     advice = [*tried.advice, *risk_rows(workload), *heavy_rows(workload)]
     summary = {
         key: workload[key]

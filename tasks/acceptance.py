@@ -20,7 +20,7 @@ from exodus.acceptance import (
     standing,
     trial_copy,
 )
-from exodus.acceptance.rows import Checked, told
+from exodus.acceptance.rows import Checked, not_done, told
 from exodus.cutover.rehearsal_report import REPORT
 from exodus.errors import ExodusError
 from exodus.net.leg import ReplyError
@@ -49,12 +49,18 @@ def _gate_check(name: str, title: str) -> Callable[[Work], Task[[str], list[Json
                 found = await work(it)
             except (ExodusError, ReplyError, RedisError, OSError, TimeoutError) as exc:
                 found = [_broken(name, exc)]
-            return [_row(each, _LEVELS[level] if each.judged else Level.INFO) for each in found]
+            return [_row(each, _level_of(each, _LEVELS[level])) for each in found]
 
         made: Task[[str], list[Json]] = kept_task(title)(opens_migration(rows))
         return made
 
     return make
+
+
+def _level_of(found: Checked, level: Level) -> Level:
+    if found.by_name:
+        return Level.SHOULD
+    return level if found.judged else Level.INFO
 
 
 def _broken(name: str, exc: Exception) -> Checked:
@@ -157,6 +163,14 @@ async def check_failures(it: Opened) -> list[Checked]:
 @_gate_check("rehearsal", "Rehearse the switch")
 async def rehearse_rounds(it: Opened) -> list[Checked]:
     """Switch the rehearsal's prefix to the target and back, under writes, in rounds."""
+    if not it.plan.has_gateways:
+        return [
+            not_done(
+                "rehearsal of the switch",
+                "cutover: own, so applications pass no gateway that could switch them",
+                "rehearse the move of the applications by means of your own",
+            )
+        ]
     found = await rehearse(it.store, it.plan)
     return judge_rehearsal(found)
 
@@ -210,9 +224,34 @@ def judge_rehearsal(found: dict[str, Any]) -> list[Checked]:
             "without writes it shows nothing",
             "look whether a gateway serves the plan's gateway address",
         ),
+        *_nodes_written(found),
         told("the rehearsal's stalls", f"{figures}; without a switch {found['quiet_ms_max']} ms"),
         told("the rehearsal's killed gateway", death),
         told("the rehearsal's fence", fences),
+    ]
+
+
+def _nodes_written(found: dict[str, Any]) -> list[Checked]:
+    """Return the row of the nodes of clusters; none where no side is one."""
+    if not found["clusters"]:
+        return []
+    silent = {
+        f"{node} of the {row['authority']}"
+        for row in found["switches"]
+        for node in row["nodes_not_written"]
+    }
+    counts = {row["authority"]: row["nodes"] for row in found["switches"]}
+    silent |= {f"no switch came to the {side}" for side in found["clusters"] if side not in counts}
+    return [
+        Checked(
+            "the rehearsal wrote to every node",
+            not silent,
+            "; ".join(sorted(silent))
+            or ", ".join(f"{count} of the {side}" for side, count in sorted(counts.items())),
+            "sessions did not get there through the gateway after a switch",
+            "compare the listeners in `exodus status` with CLUSTER SLOTS of that side; then "
+            "exodus start test",
+        )
     ]
 
 

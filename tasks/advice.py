@@ -99,17 +99,6 @@ def recommend(
     return rows
 
 
-def recommend_untried(checks: list[Json]) -> list[Json]:
-    """Return the verdict, where nothing was tried on the target."""
-    open_ones = [row for row in checks if not row["ok"] and row["level"] == "must"]
-    order = {
-        "topic": "order",
-        "finding": "migrate, commit",
-        "advice": "Compare and Test are not done where a side is a cluster",
-    }
-    return [_verdict(open_ones, open_findings(checks)), order]
-
-
 def _verdict(red: list[Json], findings: list[Json]) -> Json:
     if red:
         reasons = "; ".join(f"{row['check']}: {row['detail']}" for row in red)

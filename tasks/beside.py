@@ -40,7 +40,7 @@ def compare_beside(migration: str, phase: Phase) -> list[str]:
 @opens_migration
 async def _compared(it: Opened, phase: Phase) -> list[Row]:
     route = await read_route(it.store)
-    ends = [await it.endpoint(side).any_node() for side in (route.authority, route.follower)]
+    ends = [it.endpoint(side) for side in (route.authority, route.follower)]
     async with (
         await ends[0].connect(name="exodus-beside") as authority,
         await ends[1].connect(name="exodus-beside") as follower,

@@ -6,35 +6,13 @@ cluster (`gateway.facade: cluster` answers them).
 
 from __future__ import annotations
 
-from exodus.control.phase_order import UNTRIED
 from exodus.gateway.misfits import OTHER_DATABASE
 from exodus.observe.profile import OWN_CLIENTS
 from exodus.plan.bounds import TASKS_COMPATIBILITY_NAMED
-from exodus.plan.vocabulary import Side
 from tasks.checks import Level, check
 from tasks.context import Json
 
 _WHOLE = frozenset({"KEYS", "SCAN", "DBSIZE", "RANDOMKEY", "FLUSHALL", "FLUSHDB"})
-
-
-def has_cluster(plan: Json) -> bool:
-    """Return whether a side of a plan, as JSON, is a cluster."""
-    return any(plan[side].get("cluster") for side in Side)
-
-
-def judge_untried() -> list[Json]:
-    """Return the check that stands for all that Analyze does not try where a side is a cluster."""
-    return [
-        check(
-            UNTRIED,
-            ok=False,
-            detail="not tried: a trial speaks to one server, and a side is a cluster",
-            level=Level.SHOULD,
-            why="a request that the target refuses, and a target that is too small, show later",
-            next_step="try the applications on a copy of the target; compare used_memory of the "
-            "source with maxmemory of the target's masters",
-        )
-    ]
 
 
 def judge_cluster_fit(workload: Json, databases: int) -> list[Json]:

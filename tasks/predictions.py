@@ -90,9 +90,9 @@ async def score_predictions(it: Opened) -> list[Json]:
     await asyncio.sleep(TASKS_PREDICTED_WATCH_S)
     commands = difference(before, await snapshots(it))
     migrated = await it.store.report(f"evidence.{Phase.MIGRATE}")
-    info = await (await it.endpoint(Side.TARGET).any_node()).info()
+    infos = [await node.info() for node in await it.endpoint(Side.TARGET).each_node()]
     came: list[float | None] = [
-        data_bytes(info),
+        sum(map(data_bytes, infos)),
         (migrated or {}).get("summary", {}).get("seconds"),
         slowest_p99_us(commands) or None,
     ]

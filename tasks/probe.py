@@ -15,6 +15,7 @@ from exodus.plan.bounds import TASKS_PROBE_ADDED_MS, TASKS_PROBE_NAMED, TASKS_PR
 from exodus.plan.own_keys import RESERVED_PREFIX
 from exodus.plan.vocabulary import Side
 from exodus.topology.endpoint import Endpoint
+from exodus.topology.node import Node
 from tasks.checks import Level, check, of_findings
 from tasks.context import Json, Opened, opens_migration
 from tasks.kept import kept_task
@@ -57,23 +58,56 @@ async def describe_sides(it: Opened) -> Json:
 @kept_task("Exercise the target")
 @opens_migration
 async def exercise_target(it: Opened) -> list[Json]:
-    """Write and read each type once on a key of Exodus, and remove the key."""
-    rows: list[Json] = []
-    node = await it.endpoint(Side.TARGET).any_node()
-    async with await node.connect(name="exodus-exercise") as leg:
-        for name, commands, wanted in _EXERCISES:
-            replies = await leg.pipeline(commands)  # type: ignore[arg-type]
-            errors = [str(reply) for reply in replies if isinstance(reply, ReplyError)]
-            ok = not errors and replies[-1] == wanted
-            detail = errors[0] if errors else "" if ok else f"answered {replies[-1]!r}"
-            rows.append(check(f"target takes: {name}", ok, detail))
-        await leg.call("UNLINK", _KEY)
-    return rows
+    """Write and read each type once on a key of Exodus of each node, and remove the key."""
+    wrong: dict[str, list[str]] = {name: [] for name, _, _ in _EXERCISES}
+    nodes = await it.endpoint(Side.TARGET).each_node()
+    for node in nodes:
+        key = _KEY if node.shard is None else node.scratch
+        where = "" if len(nodes) == 1 else f"{node.where}: "
+        async with await node.connect(name="exodus-exercise") as leg:
+            for name, commands, wanted in _EXERCISES:
+                sent = [[key if word == _KEY else word for word in words] for words in commands]
+                replies = await leg.pipeline(sent)  # type: ignore[arg-type]
+                errors = [str(reply) for reply in replies if isinstance(reply, ReplyError)]
+                if errors or replies[-1] != wanted:
+                    said = errors[0] if errors else f"answered {replies[-1]!r}"
+                    wrong[name].append(f"{where}{said}")
+            await leg.call("UNLINK", key)
+    return [
+        check(f"target takes: {name}", not said, "; ".join(said)) for name, said in wrong.items()
+    ]
 
 
 async def _state_of(endpoint: Endpoint) -> Json:
-    """Return what must not change on a production server, and what a person should see of it."""
-    async with await endpoint.connect(name="exodus-probe") as leg:
+    """Return what must not change on a production side, and what a person should see of it: of a
+    cluster, on each master and replica.
+    """
+    servers = await endpoint.each_server()
+    each = {server.where: await _state_of_server(server) for server in servers}
+    first = next(iter(each.values()))
+    if len(each) == 1:
+        return first
+    clients: Counter[str] = Counter()
+    for state in each.values():
+        clients.update(state["clients"])
+    return {
+        "role": ", ".join(f"{where} {state['role']}" for where, state in sorted(each.items())),
+        "users": [f"{where} {user}" for where, state in each.items() for user in state["users"]],
+        "settings": {
+            f"{name} of {where}": value
+            for where, state in each.items()
+            for name, value in state["settings"].items()
+        },
+        "own_connections": sum(state["own_connections"] for state in each.values()),
+        "clients": dict(clients),
+        "used_memory": sum(state["used_memory"] for state in each.values()),
+        "ping_ms_p50": max(state["ping_ms_p50"] for state in each.values()),
+        "ping_ms_max": max(state["ping_ms_max"] for state in each.values()),
+    }
+
+
+async def _state_of_server(server: Node) -> Json:
+    async with await server.connect(name="exodus-probe") as leg:
         role, users, config, clients = await leg.pipeline(
             [("ROLE",), ("ACL", "LIST"), ("CONFIG", "GET", "*"), ("CLIENT", "LIST")]
         )
@@ -83,7 +117,7 @@ async def _state_of(endpoint: Endpoint) -> Json:
             await leg.call("PING")
             pings.append((time.perf_counter() - began) * 1000)
     told = _texts(config)
-    node = await (await endpoint.any_node()).info()
+    node = await server.info()
     return {
         "role": _texts(role)[0],
         "users": sorted(hashlib.sha256(user.encode()).hexdigest() for user in _texts(users)),

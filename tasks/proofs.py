@@ -16,6 +16,11 @@ _LONGER = "watch for longer (--seconds), while the applications work"
 
 def judge_copy(watched: Json) -> list[Json]:
     """Return the checks of the copy: it is of this server, whole, and readable."""
+    unseen = [
+        f"{row['probes_seen']} of {row['probes_sent']} reads of {row['node']}"
+        for row in watched["nodes"]
+        if not row["probes_sent"] or row["probes_seen"] < row["probes_sent"]
+    ]
     return [
         check(
             "the copy has requests of applications",
@@ -26,8 +31,8 @@ def judge_copy(watched: Json) -> list[Json]:
         ),
         check(
             "the copy shows the reads that Exodus sent to the source",
-            watched["probes_sent"] > 0 and watched["probes_seen"] >= watched["probes_sent"],
-            f"{watched['probes_seen']} of {watched['probes_sent']} reads",
+            watched["probes_sent"] > 0 and not unseen,
+            "; ".join(unseen) or f"{watched['probes_seen']} of {watched['probes_sent']} reads",
             why="it is the copy of another server or port, is filtered, or came too late",
             next_step="capture every packet of the source's port (tcpdump -U), or leave "
             "capture_folder away for MONITOR",
@@ -40,13 +45,18 @@ def judge_copy(watched: Json) -> list[Json]:
 def _counted(watched: Json) -> Json:
     name, share = "the copy shows what the source executed", watched["seen_share"]
     if share is None:
+        packets = len(watched["nodes"]) > 1 and watched["coverage"] is not None
         return check(
             name,
             False,
-            "the source does not tell its counts",
+            watched["uncounted"],
             level=Level.SHOULD,
-            why="its INFO commandstats was refused or empty",
-            next_step="allow INFO, MULTI and EXEC to Exodus's user",
+            why="nobody knows whether the copy is whole"
+            if packets
+            else "its INFO commandstats was refused or empty",
+            next_step="leave capture_folder away for MONITOR, which is held against each master"
+            if packets
+            else "allow INFO, MULTI and EXEC to Exodus's user",
         )
     rows = watched["reconciled"]
     less = sorted(
@@ -57,10 +67,17 @@ def _counted(watched: Json) -> Json:
         f"{row['command']} {row['seen']:,} of {row['executed']:,}"
         for row in less[:TASKS_PROOFS_NAMED]
     )
+    shares = {row["node"]: row.get("seen_share") for row in watched["nodes"]}
+    low = [
+        f"{of_node:.2%} on {node}"
+        for node, of_node in shares.items()
+        if len(shares) > 1 and of_node is not None and of_node < TASKS_PROOFS_SEEN_MIN
+    ]
     return check(
         name,
-        share >= TASKS_PROOFS_SEEN_MIN,
+        share >= TASKS_PROOFS_SEEN_MIN and not low,
         f"{share:.2%} of {sum(row['executed'] for row in rows):,} requests"
+        + (f"; {', '.join(low)}" if low else "")
         + (f"; {unseen}" if unseen else ""),
         level=Level.SHOULD,
         why="some clients do not appear in the copy, so their traffic was not judged",

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from contextlib import AsyncExitStack
-
 from exodus.control import registry
 from exodus.cutover.script_loading import load_scripts, unseen
 from exodus.plan.bounds import TASKS_COMPATIBILITY_NAMED, TASKS_PROOFS_PLAYED_MIN
 from exodus.plan.vocabulary import Side
 from exodus.shadow.rules import Rules
-from exodus.shadow.shape_proofs import Verdict, prove, shapes_of
+from exodus.shadow.shape_proofs import Verdict, prove_on, shapes_of, worst_of
 from exodus.topology.endpoint import Endpoint
 from tasks.checks import Level, check
 from tasks.context import Json, Opened, opens_migration
@@ -22,16 +20,13 @@ from tasks.trials import observed, trying
 async def prove_shapes(it: Opened, commands: list[Json]) -> list[Json]:
     """Try what Pre-test and the gateways observed on scratch keys; a row a kind of request.
 
-    It runs on the target, and with `prove_on_source` also on the source.
+    It runs on each node of the target, and with `prove_on_source` also on the source.
     """
     shapes = shapes_of(await observed(it), commands)
-    sides = [Side.TARGET, *([Side.SOURCE] if it.plan.prove_on_source else [])]
-    async with AsyncExitStack() as legs:
-        ends = [Endpoint(side, trying(it, side)) for side in sides]
-        target, *source = [
-            await legs.enter_async_context(await end.connect(name="exodus-prove")) for end in ends
-        ]
-        return await prove(shapes, target, next(iter(source), None), Rules(it.plan.compare_rules))
+    source = Endpoint(Side.SOURCE, trying(it, Side.SOURCE)) if it.plan.prove_on_source else None
+    rules = Rules(it.plan.compare_rules)
+    nodes = await Endpoint(Side.TARGET, trying(it, Side.TARGET)).each_node()
+    return worst_of([(node.where, await prove_on(shapes, node, source, rules)) for node in nodes])
 
 
 @kept_task("Load the observed scripts on the target")

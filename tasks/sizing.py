@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
 from typing import Any
 
 from hiredis import ReplyError
@@ -26,22 +29,29 @@ async def measure_size(it: Opened, workload: Json) -> Json:
     Scratch keys are removed at once. Each run adds a look to the history, so that scheduled runs
     show the growth.
     """
-    source = await it.endpoint(Side.SOURCE).any_node()
-    target = await it.endpoint(Side.TARGET).any_node()
-    async with (
-        await source.connect(name="exodus-sizing") as ours,
-        await target.connect(name="exodus-sizing") as theirs,
-    ):
-        info, theirs_info = await source.info(), await target.info()
-        databases = databases_of(info)
-        used = data_bytes(info)
-        keys = sum(databases.values())
+    source = await it.endpoint(Side.SOURCE).each_node()
+    target = await it.endpoint(Side.TARGET).each_node()
+    infos = [await node.info() for node in source]
+    theirs_infos = [await node.info() for node in target]
+    databases: Counter[int] = Counter()
+    for info in infos:
+        databases.update(databases_of(info))
+    used, keys = sum(map(data_bytes, infos)), databases.total()
+    async with AsyncExitStack() as legs:
+        ours = [
+            await legs.enter_async_context(await node.connect(name="exodus-sizing"))
+            for node in source
+        ]
+        theirs = await legs.enter_async_context(
+            await it.endpoint(Side.TARGET).connect(name="exodus-sizing")
+        )
         try:
             found = await measure(ours, theirs, sorted(databases), keys=keys, used_bytes=used)
         except ReplyError as exc:
             found = Sizing(keys, used, why_not=str(exc))
     history = await _remembered(it, used, keys)
     grown = growth(history)
+    limits = _numbers(theirs_infos, "maxmemory")
     return {
         "keys": keys,
         "keys_per_s": found.keys_per_s,
@@ -59,14 +69,20 @@ async def measure_size(it: Opened, workload: Json) -> Json:
         "needed_bytes": found.needed_bytes,
         "wanted_bytes": round(found.needed_bytes * TASKS_SIZING_HEADROOM),
         "arithmetic": found.arithmetic(TASKS_SIZING_HEADROOM),
-        "target_own_bytes": int(theirs_info.get("used_memory_startup", 0)),
-        "target_maxmemory": int(theirs_info.get("maxmemory", 0)),
-        "target_maxclients": int(theirs_info.get("maxclients", 0)),
-        "source_clients": int(info.get("connected_clients", 0)),
+        "target_own_bytes": sum(_numbers(theirs_infos, "used_memory_startup")),
+        "target_maxmemory": sum(limits) if all(limits) else 0,
+        # A client connects to every node.
+        "target_maxclients": min(_numbers(theirs_infos, "maxclients")),
+        "source_clients": max(_numbers(infos, "connected_clients")),
         "growth_bytes_a_day": None if grown is None else round(grown[0]),
         "growth_explained": None if grown is None else round(grown[1], 3),
         "looks": len(history),
     }
+
+
+def _numbers(infos: Sequence[dict[str, str]], name: str) -> list[int]:
+    """Return a figure of each node; 0 where it does not tell."""
+    return [int(info.get(name, 0)) for info in infos]
 
 
 async def _remembered(it: Opened, used: int, keys: int) -> list[dict[str, Any]]:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from exodus.errors import ExodusError
 from exodus.net.clusters import NoMaster
-from exodus.net.masters import located
 from exodus.observe.ramp import ramp
 from exodus.observe.workload import Workload
 from exodus.plan.address import Place
 from exodus.plan.vocabulary import Side, UserRole
+from exodus.topology.endpoint import Endpoint
 from tasks.context import Json, Opened, opens_migration
 from tasks.kept import kept_task
 from tasks.watching import WORKLOAD
@@ -35,7 +35,8 @@ async def _tried(place: Place, workload: Workload | None) -> Json:
     if workload is None:
         return {"why": "no workload was observed"}
     try:
-        return {**(await ramp(await located(place), workload)).report(), "why": ""}
+        server = Endpoint(Side.TARGET, place)
+        return {**(await ramp(server, workload)).report(), "why": ""}
     except ExodusError as exc:
         return {"why": f"{exc.what}: {exc.why}"}
     except NoMaster as exc:

@@ -12,17 +12,17 @@ from prefect.artifacts import Artifact
 
 from exodus.errors import OperatorError
 from exodus.gateway.tables import load_table
-from exodus.net.masters import located
 from exodus.observe.capture import is_capture
 from exodus.observe.traffic_copy import (
     PROBED_PATTERN,
+    PROBED_PATTERNS,
     Watched,
     watch_monitor,
     watch_packets,
 )
 from exodus.observe.workload import workload_of
 from exodus.plan.bounds import TASKS_WATCHING_PATTERNS
-from exodus.plan.vocabulary import Phase
+from exodus.plan.vocabulary import Phase, Side
 from exodus.safe_text import markdown
 from tasks.artifacts import create_table_artifact
 from tasks.context import Json, Opened, opened, opens_migration, run
@@ -60,10 +60,10 @@ async def watch_copy(it: Opened, seconds: float | None) -> Json:
 
 async def _watched(it: Opened, seconds: float) -> Watched:
     table = (await load_table(it.plan)).commands
-    folder, source = it.plan.capture_folder, await located(it.plan.source)
+    folder, nodes = it.plan.capture_folder, await it.endpoint(Side.SOURCE).each_node()
     if folder is None:
-        return await watch_monitor(source, table, seconds=seconds, hashed=it.plan.hash_names)
-    return await watch_packets(source, table, folder, seconds=seconds, hashed=it.plan.hash_names)
+        return await watch_monitor(nodes, table, seconds=seconds, hashed=it.plan.hash_names)
+    return await watch_packets(nodes, table, folder, seconds=seconds, hashed=it.plan.hash_names)
 
 
 @kept_task("Follow an event to its artifact")
@@ -73,7 +73,7 @@ def follow_event(migration: str, watched: Json) -> list[Json]:
     Returns what the copy, the control store, and the artifact have of Exodus's own reads.
     """
     key = artifact_key(migration, Phase.PRE_TEST, "traffic")
-    rows = [row for row in watched["patterns"] if row["pattern"] != PROBED_PATTERN]
+    rows = [row for row in watched["patterns"] if row["pattern"] not in PROBED_PATTERNS]
     probed = {"pattern": PROBED_PATTERN, "calls": watched["probes_seen"], "writes": 0}
     create_table_artifact(
         key=key,

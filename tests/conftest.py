@@ -8,6 +8,7 @@ import pytest
 
 from tests.support.clusters import make_cluster
 from tests.support.local_migration import local, modern
+from tests.support.pair_of_clusters import _pair, pair
 from tests.support.schedule import FewMigrations
 from tests.support.script import Script
 from tests.support.sentinels import (
@@ -43,6 +44,7 @@ _LONGEST = (
 
 __all__ = [
     "_control",
+    "_pair",
     "_redis62",
     "_redis82",
     "_source_service",
@@ -54,6 +56,7 @@ __all__ = [
     "make_cluster",
     "make_server",
     "modern",
+    "pair",
     "redis62",
     "redis82",
     "source_service",

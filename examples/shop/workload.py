@@ -154,9 +154,10 @@ class Writer:
         self.client = connect(self.url)
         self.script = self.client.register_script(_SCRIPT)
         self.transferring = self.client.register_script(_TRANSFER)
-        # As after a start. A gateway learns the script's text from it.
+        # As after a start. A gateway learns the scripts' texts from it.
         with contextlib.suppress(redis.RedisError):  # then the next call loads it
-            await self.client.script_load(_SCRIPT)
+            for text in (_SCRIPT, _TRANSFER):
+                await self.client.script_load(text)
 
     async def act(self, action: Callable[[], Awaitable[None]]) -> None:
         """One of the actions."""

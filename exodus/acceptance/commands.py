@@ -6,18 +6,18 @@ now the target may be another version, or have other rights and settings.
 
 from __future__ import annotations
 
-from contextlib import AsyncExitStack
 from typing import Any
 
 from exodus.acceptance.observed import LEARNT, observed_workload, tried_as
-from exodus.acceptance.rows import Checked, told
+from exodus.acceptance.rows import Checked, on_each, told
 from exodus.control.store import ControlStore
 from exodus.plan.bounds import ACCEPTANCE_NAMED
 from exodus.plan.plan import Plan
 from exodus.plan.vocabulary import Side
 from exodus.shadow.rules import Rules
-from exodus.shadow.shape_proofs import Verdict, prove, shapes_of
+from exodus.shadow.shape_proofs import Verdict, prove_on, shapes_of
 from exodus.topology.endpoint import Endpoint
+from exodus.topology.node import Node
 
 _BAD = {
     Verdict.MISSING: (
@@ -37,17 +37,13 @@ async def check_commands(plan: Plan, store: ControlStore) -> list[Checked]:
     shapes = shapes_of(await observed_workload(store), learnt)
     if not shapes:
         return [told("observed kinds of request", "nothing was observed")]
-    async with AsyncExitStack() as legs:
-        theirs = await legs.enter_async_context(
-            await Endpoint(Side.TARGET, tried_as(plan)).connect(name="exodus-prove")
-        )
-        ours = None
-        if plan.prove_on_source:
-            ours = await legs.enter_async_context(
-                await Endpoint(Side.SOURCE, plan.source).connect(name="exodus-prove")
-            )
-        rows = await prove(shapes, theirs, ours, Rules(plan.compare_rules))
-    return _judged(rows)
+    source = Endpoint(Side.SOURCE, plan.source) if plan.prove_on_source else None
+    rules = Rules(plan.compare_rules)
+
+    async def tried(node: Node) -> list[Checked]:
+        return _judged(await prove_on(shapes, node, source, rules))
+
+    return await on_each(await Endpoint(Side.TARGET, tried_as(plan)).each_node(), tried)
 
 
 def _judged(rows: list[dict[str, Any]]) -> list[Checked]:

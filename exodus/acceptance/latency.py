@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 
-from exodus.acceptance.rows import Checked
+from exodus.acceptance.rows import Checked, not_done, told
 from exodus.control import registry
 from exodus.control.heartbeats import GatewayHeartbeat
 from exodus.control.route import ask_for_latency
@@ -18,9 +18,13 @@ from exodus.plan.bounds import ACCEPTANCE_LATENCY_S, ACCEPTANCE_LOOK_S
 from exodus.plan.plan import Plan
 from exodus.plan.vocabulary import Side
 
+OF_NODES = "latency from the gateways to each node"
+
 
 async def check_latency(plan: Plan, store: ControlStore) -> list[Checked]:
     """Ask every gateway, and judge each."""
+    if not plan.has_gateways:
+        return [told("latency from the gateways", "cutover: own; applications pass no gateway")]
     asked_ms = await ask_for_latency(store)
     deadline = time.monotonic() + ACCEPTANCE_LATENCY_S
     while True:
@@ -30,6 +34,14 @@ async def check_latency(plan: Plan, store: ControlStore) -> list[Checked]:
             break
         await asyncio.sleep(ACCEPTANCE_LOOK_S)
     rows = [_judged(plan, beat, asked_ms) for beat in beats]
+    if rows and plan.has_cluster:
+        rows.append(
+            not_done(
+                OF_NODES,
+                "a gateway measures one master of each side",
+                "compare the round trips from the gateways' hosts to each node by hand",
+            )
+        )
     return rows or [
         Checked(
             "latency from the gateways",

@@ -7,7 +7,7 @@ step in which the machine of the player was late itself is red only by what that
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from random import Random
 from typing import Any
@@ -15,13 +15,11 @@ from typing import Any
 from exodus.acceptance.observed import LEARNT, observed_workload, tried_as
 from exodus.acceptance.rows import Checked, told
 from exodus.control.store import ControlStore
-from exodus.copy.impact import Pace
+from exodus.copy.impact import Paces
 from exodus.net.info import info_of
-from exodus.net.leg import Leg
-from exodus.net.masters import located
-from exodus.observe.composer import Composer
 from exodus.observe.distribution import Distribution
-from exodus.observe.player import Played, Player, remove_scratch, scratch_prefix
+from exodus.observe.player import Played, scratch_prefix
+from exodus.observe.players import play_on_each, remove_scratch_on_each
 from exodus.observe.ramp import refused_commands
 from exodus.observe.workload import Workload
 from exodus.plan.bounds import (
@@ -37,6 +35,7 @@ from exodus.plan.bounds import (
 from exodus.plan.plan import Plan
 from exodus.plan.vocabulary import Side
 from exodus.topology.endpoint import Endpoint
+from exodus.topology.node import Node
 
 REPORT = "test.load"
 _REQUIRED = (1.0, 2.0)  # times the observed rate: what must hold
@@ -49,7 +48,7 @@ class Step:
 
     speed: float
     played: Played
-    cpu_share: float  # of one core of the target
+    cpu_share: float  # of one core of the target; of a cluster its busiest node's
     evicted: int
     slower: list[str] = field(default_factory=list)  # commands beyond what applications have now
 
@@ -111,25 +110,27 @@ async def check_load(plan: Plan, store: ControlStore) -> list[Checked]:
     prefix = scratch_prefix(Random())  # noqa: S311 - a name, not a secret
     source = Endpoint(Side.SOURCE, plan.source)
     unplayed: list[str] = []
+    nodes = await Endpoint(Side.TARGET, tried_as(plan)).each_node()
     if plan.compare_user is None:  # an application's user must be allowed to do what it did
-        refused = await refused_commands(await located(tried_as(plan)), workload)
+        refused = await refused_commands(nodes, workload)
         unplayed = sorted({each.command for each in workload.operations} & refused)
         operations = [each for each in workload.operations if each.command not in refused]
         workload = workload.model_copy(update={"operations": operations})
     if not workload.operations:
         return [told("load", f"Exodus's user may run none of it: {', '.join(unplayed)}")]
-    async with Pace(store, source, plan.budget, what="load test") as pace:
+    async with Paces(store, source, plan.budget, what="load test") as pace:
         try:
             for speed in _speeds(plan.test_checks.load_speed_max):
                 await pace.turn()
                 if pace.why:
                     stopped = f"the impact budget ended it before {speed:g}x: {pace.why}"
                     break
-                steps.append(await _best(plan, workload, required, prefix, speed))
+                steps.append(await _best(plan, nodes, workload, required, prefix, speed))
                 if not steps[-1].holds or (steps[-1].late and speed >= _REQUIRED[-1]):
                     break
         finally:
-            await remove_scratch(await located(plan.target), prefix)
+            theirs = await Endpoint(Side.TARGET, plan.target).each_node()
+            await remove_scratch_on_each(theirs, prefix)
     await store.save_report(
         REPORT, {"at_ms": await store.now_ms(), "steps": [step.row() for step in steps]}
     )
@@ -163,6 +164,7 @@ def required_us(observed: list[dict[str, Any]], times_max: float) -> dict[str, d
 
 async def _best(
     plan: Plan,
+    nodes: Sequence[Node],
     workload: Workload,
     required: Mapping[str, Mapping[str, int]],
     prefix: bytes,
@@ -171,7 +173,7 @@ async def _best(
     """Play one speed, and again where it was slow: a target that is too slow is so each time."""
     best: Step | None = None
     for _ in range(LOAD_PLAYS_MAX):
-        step = await _step(plan, workload, required, prefix, speed)
+        step = await _step(plan, nodes, workload, required, prefix, speed)
         if best is None or step.order < best.order:
             best = step
         if (step.holds and not step.late) or step.failed or step.evicted:
@@ -182,38 +184,45 @@ async def _best(
 
 async def _step(
     plan: Plan,
+    nodes: Sequence[Node],
     workload: Workload,
     required: Mapping[str, Mapping[str, int]],
     prefix: bytes,
     speed: float,
 ) -> Step:
-    composer = Composer(
+    before = await _used(plan)
+    played, _ = await play_on_each(
+        nodes,
         workload,
         prefix=prefix,
         speed=speed,
-        draw=Random(1),  # noqa: S311 - a load that can be repeated
-        prepared_bytes_max=LOAD_PREPARED_BYTES_MAX,
-    )
-    composer.check()
-    before = await _info(plan)
-    played = await Player(await located(tried_as(plan)), composer, prefix=prefix).run(
         seconds=plan.test_checks.load_seconds,
         connections=min(max(workload.connections, 1), LOAD_CONNECTIONS_MAX),
-        keep=True,
+        prepared_bytes_max=LOAD_PREPARED_BYTES_MAX,
     )
-    after = await _info(plan)
-    cpu = sum(
-        float(after[name]) - float(before[name]) for name in ("used_cpu_user", "used_cpu_sys")
+    after = await _used(plan)
+    spent = [
+        (now[0] - before[node][0], now[1] - before[node][1])
+        for node, now in after.items()
+        if node in before
+    ]
+    busiest = max((cpu_s for cpu_s, _ in spent), default=0.0)
+    step = Step(
+        speed, played, busiest / max(played.seconds, 1e-9), sum(evicted for _, evicted in spent)
     )
-    evicted = int(after.get("evicted_keys", 0)) - int(before.get("evicted_keys", 0))
-    step = Step(speed, played, cpu / max(played.seconds, 1e-9), evicted)
     step.slower = _slower(played, required)
     return step
 
 
-async def _info(plan: Plan) -> dict[str, str]:
-    async with await Leg.connect(plan.target, Side.TARGET, name="exodus-load") as leg:
-        return info_of(await leg.call("INFO"))
+async def _used(plan: Plan) -> dict[str, tuple[float, int]]:
+    """Return the processor time in s and the evicted keys of each node of the target."""
+    found = {}
+    for node in await Endpoint(Side.TARGET, plan.target).each_node():
+        async with await node.connect(name="exodus-load") as leg:
+            info = info_of(await leg.call("INFO"))
+        cpu_s = float(info["used_cpu_user"]) + float(info["used_cpu_sys"])
+        found[node.where] = cpu_s, int(info.get("evicted_keys", 0))
+    return found
 
 
 def _slower(played: Played, required: Mapping[str, Mapping[str, int]]) -> list[str]:

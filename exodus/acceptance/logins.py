@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterable, Sequence
 
 from exodus.acceptance.observed import observed_commands
-from exodus.acceptance.rows import Checked, told
+from exodus.acceptance.rows import Checked, on_each, told
 from exodus.control.store import ControlStore
 from exodus.cutover.beside_keys import application_users, compare_user_rules, login_names
 from exodus.cutover.beside_read import SideUser, read
@@ -28,6 +28,7 @@ from exodus.plan.settings import Login
 from exodus.plan.vocabulary import Side, UserRole
 from exodus.topology.applications import takes_nobody
 from exodus.topology.endpoint import Endpoint
+from exodus.topology.node import Node
 from exodus.topology.permits import why_refused
 
 _PROBE_USER = "exodus-smoke-"
@@ -50,14 +51,20 @@ async def check_logins(plan: Plan, store: ControlStore) -> list[Checked]:
     """Check users, passwords, rights, and TLS of the target against the source's."""
     commands = await observed_commands(store)
     acting = plan.acting(UserRole.SWITCH)  # who may change users, for the fence
-    async with (
-        await Endpoint(Side.SOURCE, acting.source).connect(name="exodus-smoke") as source,
-        await Endpoint(Side.TARGET, acting.target).connect(name="exodus-smoke") as target,
-    ):
-        rows = await _users(plan, source, target, commands)
-    rows += [await _mapped(plan, login) for login in plan.logins]
-    rows.append(await _nobody(plan))
-    return rows + await _tls(plan)
+    source = await Endpoint(Side.SOURCE, acting.source).any_node()
+    # Users and certificates are each server's own, and a replica may be a master next.
+    servers = await Endpoint(Side.TARGET, acting.target).each_server()
+
+    async def look(server: Node) -> list[Checked]:
+        async with (
+            await source.connect(name="exodus-smoke") as ours,
+            await server.connect(name="exodus-smoke") as theirs,
+        ):
+            rows = await _users(plan, ours, theirs, commands)
+        rows += [await _mapped(server, login) for login in plan.logins]
+        return rows + await _tls(plan, server)
+
+    return [*await on_each(servers, look), await _nobody(plan)]
 
 
 async def _users(plan: Plan, source: Leg, target: Leg, commands: Iterable[str]) -> list[Checked]:
@@ -162,11 +169,11 @@ async def _requests(target: Leg, commands: Sequence[str], key: str) -> list[list
     return made
 
 
-async def _mapped(plan: Plan, login: Login) -> Checked:
+async def _mapped(server: Node, login: Login) -> Checked:
     """Log in on the target as the gateways do for an application."""
     user = login.target_user or login.user
     what = f"login of user {login.user} as {user}"
-    address = plan.target.model_copy(
+    address = server.place.model_copy(
         update={
             "username": user,
             "password": None,
@@ -197,9 +204,9 @@ async def _nobody(plan: Plan) -> Checked:
     )
 
 
-async def _tls(plan: Plan) -> list[Checked]:
-    """Check the target's certificate, and that it is not less private than the source."""
-    source, target = plan.source, plan.target
+async def _tls(plan: Plan, node: Node) -> list[Checked]:
+    """Check a target server's certificate, and that it is not less private than the source."""
+    source, target = plan.source, node.place
     if not target.tls:
         return [
             Checked(

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from exodus.acceptance.rows import Checked, told
+from exodus.acceptance.rows import Checked, of_nodes, told
+from exodus.commands.slots import SLOTS
 from exodus.cutover.beside_keys import compare
 from exodus.cutover.beside_rows import Row, StateOutcome
 from exodus.cutover.beside_settings import SETTINGS
@@ -27,12 +29,52 @@ async def check_settings(plan: Plan) -> list[Checked]:
         await Endpoint(Side.TARGET, plan.target).connect(name="exodus-smoke") as target,
     ):
         rows = await compare(plan, source, target)
-        ours, theirs = await _info(source), await _info(target)
-        saves = await _saves(source), await _saves(target)
-        modules = await _modules(source), await _modules(target)
+        ours = [await _standing(leg) for leg in await source.nodes()]
+        theirs = {leg.address.place: await _standing(leg) for leg in await target.nodes()}
+    shares = await _shares(plan)
+    needed = max(
+        int(sum(each.number("used_memory") for each in ours) * MEMORY_MARGIN),
+        sum(each.number("maxmemory") for each in ours),
+    )
     found = [_beside(row) for row in rows if row.what in _NAMES or row.what.startswith("module")]
-    found += [_memory(ours, theirs), _persistence(ours, theirs, *saves), _written(theirs)]
-    return found + _versions(*modules)
+    return found + of_nodes(
+        {
+            place: [
+                _memory(ours, there, int(needed * shares.get(place, 1.0))),
+                _persistence(ours[0], there),
+                _written(there.info),
+                *_versions(ours[0].modules, there.modules),
+            ]
+            for place, there in theirs.items()
+        }
+    )
+
+
+@dataclass(frozen=True)
+class _Standing:
+    """What one server says of itself."""
+
+    info: dict[str, str]
+    saves: str
+    modules: dict[str, int]
+
+    def number(self, name: str) -> int:
+        return int(self.info.get(name, 0))
+
+    @property
+    def persistence(self) -> set[str]:
+        found = {"append-only file"} if self.info.get("aof_enabled") == "1" else set()
+        return found | ({"snapshots"} if self.saves else set())
+
+
+async def _standing(leg: Leg) -> _Standing:
+    return _Standing(await _info(leg), await _saves(leg), await _modules(leg))
+
+
+async def _shares(plan: Plan) -> dict[str, float]:
+    """Return which share of all slots each node of the target has; nothing for a single server."""
+    nodes = await Endpoint(Side.TARGET, plan.target).each_node()
+    return {node.where: node.shard.slot_count / SLOTS for node in nodes if node.shard is not None}
 
 
 async def _info(leg: Leg) -> dict[str, str]:
@@ -50,10 +92,11 @@ def _beside(row: Row) -> Checked:
     return told(name, f"{detail}: {row.means}" if row.means else detail)
 
 
-def _memory(ours: Mapping[str, str], theirs: Mapping[str, str]) -> Checked:
-    used, limit = int(ours.get("used_memory", 0)), int(theirs.get("maxmemory", 0))
-    before = int(ours.get("maxmemory", 0))
-    needed = max(int(used * MEMORY_MARGIN), before)
+def _memory(ours: Sequence[_Standing], theirs: _Standing, needed: int) -> Checked:
+    """Judge a server's limit; `needed` bytes are its share of the source's."""
+    used = sum(each.number("used_memory") for each in ours)
+    before = sum(each.number("maxmemory") for each in ours)
+    limit = theirs.number("maxmemory")
     return Checked(
         "maxmemory of the target",
         not limit or limit >= needed,
@@ -70,14 +113,8 @@ async def _saves(leg: Leg) -> str:
     return reply[1].decode() if isinstance(reply, list) and reply else ""
 
 
-def _persistence(
-    ours: Mapping[str, str], theirs: Mapping[str, str], save: str, target_save: str
-) -> Checked:
-    def kinds(info: Mapping[str, str], saves: str) -> set[str]:
-        found = {"append-only file"} if info.get("aof_enabled") == "1" else set()
-        return found | ({"snapshots"} if saves else set())
-
-    here, there = kinds(ours, save), kinds(theirs, target_save)
+def _persistence(ours: _Standing, theirs: _Standing) -> Checked:
+    here, there = ours.persistence, theirs.persistence
     # Each write is on disk with an append-only file only.
     less = bool(here) and ("append-only file" in here - there or not there)
     return Checked(
@@ -128,13 +165,21 @@ def _versions(ours: Mapping[str, int], theirs: Mapping[str, int]) -> list[Checke
 
 
 async def check_replicas(plan: Plan) -> list[Checked]:
-    """Check that the target has as many replicas as the source, each linked and near."""
+    """Check that each master of the target has as many replicas as one of the source, linked and
+    near.
+    """
     async with (
         await Endpoint(Side.SOURCE, plan.source).connect(name="exodus-smoke") as source,
         await Endpoint(Side.TARGET, plan.target).connect(name="exodus-smoke") as target,
     ):
-        ours, theirs = await _info(source), await _info(target)
-    wanted, there = (int(info.get("connected_slaves", 0)) for info in (ours, theirs))
+        ours = [await _info(leg) for leg in await source.nodes()]
+        theirs = {leg.address.place: await _info(leg) for leg in await target.nodes()}
+    wanted = max(int(info.get("connected_slaves", 0)) for info in ours)
+    return of_nodes({place: _replicas(wanted, info) for place, info in theirs.items()})
+
+
+def _replicas(wanted: int, theirs: Mapping[str, str]) -> list[Checked]:
+    there = int(theirs.get("connected_slaves", 0))
     offset = int(theirs.get("master_repl_offset", 0))
     late = []
     for number in range(there):

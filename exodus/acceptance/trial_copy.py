@@ -1,4 +1,5 @@
-"""A trial copy: a sample of the source's keys in an empty database of the target.
+"""A trial copy: a sample of the source's keys in an empty database of the target. Where a cluster
+has one database only, it is there, under a prefix that nobody has.
 
 Keys are copied by the engine's own `sync(key)` and compared by its own comparison, in full. The
 copy stays until `remove_trial`, because business checks read it. A key that changed since it was
@@ -19,13 +20,13 @@ from exodus.control.changes import Key
 from exodus.control.route import read_route
 from exodus.control.schema import guard_key
 from exodus.control.store import ControlStore
-from exodus.copy.guard import no_room
-from exodus.copy.impact import Pace
+from exodus.copy.cluster_grants import guard_keys
+from exodus.copy.guard import no_room, set_writer_epoch
+from exodus.copy.impact import Paces
 from exodus.copy.key import Copier
 from exodus.copy.scan import plan_slices, scan_once
 from exodus.engine import Engine, open_engine
 from exodus.errors import DecisionRefused, NoRoom, TargetError
-from exodus.net.info import info_of
 from exodus.net.leg import ReplyError
 from exodus.plan.bounds import (
     ACCEPTANCE_NAMED,
@@ -46,6 +47,7 @@ from exodus.verify.reconcile import compare_now
 
 REPORT = "test.trial"  # where the copy is, until it is removed
 _SLICES = 8
+_PREFIX = "exodus:trial:"
 
 
 @dataclass
@@ -53,6 +55,7 @@ class TrialCopy:
     """What was copied, and where."""
 
     database: int  # of the target
+    prefix: str = ""  # of the copy's keys, where other keys may be in that database
     keys: list[Key] = field(default_factory=list)
     whole: dict[str, int] = field(default_factory=dict)  # pattern of business checks → its keys
     failed: dict[str, str] = field(default_factory=dict)  # key → reason
@@ -62,15 +65,23 @@ class TrialCopy:
     wanted: int = 0  # keys of the sample
     full: str = ""  # why the target took no more keys; the rest of the sample is not there
 
+    @property
+    def place(self) -> str:
+        """Return where the copy is, in words."""
+        where = f"database {self.database} of the target"
+        return f"{where}, as {self.prefix}*" if self.prefix else where
 
-def _scratch_engine(engine: Engine, database: int, guard_name: str) -> Engine:
+
+def _scratch_engine(engine: Engine, trial: TrialCopy, guard_name: str) -> Engine:
     """Return the engine with a copy's keys in one database; those of other databases than the
     first get a prefix.
     """
     databases = sorted(engine.authority_facts.databases)
     renames = [
         Rename(
-            database=db, to_database=database, to_prefix=f"db{db}:" if db != databases[0] else None
+            database=db,
+            to_database=trial.database,
+            to_prefix=trial.prefix + (f"db{db}:" if db != databases[0] else "") or None,
         )
         for db in databases
     ]
@@ -88,7 +99,7 @@ def _scratch_engine(engine: Engine, database: int, guard_name: str) -> Engine:
 
 @asynccontextmanager
 async def _opened(
-    plan: Plan, store: ControlStore, database: int, *, writes: bool = True
+    plan: Plan, store: ControlStore, trial: TrialCopy, *, writes: bool = True
 ) -> AsyncIterator[Engine]:
     """Around the work on one copy: its guard is there, and gone afterwards. Without `writes` there
     is none.
@@ -98,29 +109,36 @@ async def _opened(
     """
     guard_name = f"trial-{secrets.token_hex(4)}"
     engine = await open_engine(store, plan, await read_route(store))
-    engine = _scratch_engine(engine, database, guard_name)
+    engine = _scratch_engine(engine, trial, guard_name)
     if not writes:
         yield engine
         return
+    cluster = engine.follower.cluster is not None
+    guards = guard_keys(guard_name) if cluster else [guard_key(guard_name)]
     async with await engine.follower.connect(name="exodus-trial") as leg:
         try:
-            await leg.call("SET", guard_key(guard_name), 1)
-        except ReplyError as exc:
-            raise no_room(Side.TARGET, str(exc)[:200]) from exc
-        try:
+            try:
+                await set_writer_epoch(engine.follower, guard_name, 1)
+            except ReplyError as exc:
+                raise no_room(Side.TARGET, str(exc)[:200]) from exc
             yield engine
         finally:
-            await leg.call("UNLINK", guard_key(guard_name))
+            await leg.call("UNLINK", *guards)
 
 
-async def _empty_database(plan: Plan) -> int:
-    """Return the last database that has no key on either side."""
-    facts = await Endpoint(Side.TARGET, plan.target).facts()
+async def _free_place(plan: Plan) -> TrialCopy:
+    """Return a copy that has no key yet, in the last database that has none on either side; or
+    under a prefix, on a cluster with one database.
+    """
+    target = Endpoint(Side.TARGET, plan.target)
+    facts = await target.facts()
+    if target.cluster is not None and facts.database_count == 1:
+        return TrialCopy(0, f"{_PREFIX}{secrets.token_hex(4)}:")
     source = await Endpoint(Side.SOURCE, plan.source).facts()
     taken = facts.databases.keys() | source.databases.keys()
     for database in range(facts.database_count - 1, 0, -1):
         if database not in taken:
-            return database
+            return TrialCopy(database)
     raise DecisionRefused(
         "there is no empty database for a trial copy",
         why=f"the target lets Exodus into {facts.database_count} database(s), and database 0 is "
@@ -149,19 +167,20 @@ async def copy_trial(plan: Plan, store: ControlStore) -> TrialCopy:
         raise DecisionRefused(
             "no trial copy is made now", why=why, next_step="exodus verify compares both sides"
         )
-    trial = TrialCopy(await _empty_database(plan))
+    trial = await _free_place(plan)
     try:
-        async with _opened(plan, store, trial.database) as engine:
+        async with _opened(plan, store, trial) as engine:
             await _copy_sample(engine, trial)
     except NoRoom as exc:
         trial.full = exc.why
-    async with _opened(plan, store, trial.database, writes=False) as engine:
+    async with _opened(plan, store, trial, writes=False) as engine:
         await _weigh(engine, trial)
     return trial
 
 
 async def _copy_sample(engine: Engine, trial: TrialCopy) -> None:
-    async with Pace(engine.store, engine.authority, engine.plan.budget, what="trial copy") as pace:
+    what = "trial copy"
+    async with Paces(engine.store, engine.authority, engine.plan.budget, what=what) as pace:
         keys = await _sample(engine, engine.plan, trial)
         trial.wanted = len(keys)
         await _note(engine, trial, keys)
@@ -177,7 +196,8 @@ async def _copy_sample(engine: Engine, trial: TrialCopy) -> None:
 async def _note(engine: Engine, trial: TrialCopy, keys: Sequence[Key]) -> None:
     """Write down what will be there, so that a later run can remove what a dead one left."""
     names = [engine.scope.target_key(db, key)[1].hex() for db, key in keys]
-    await engine.store.save_report(REPORT, {"database": trial.database, "keys": names})
+    place = {"database": trial.database, "prefix": trial.prefix}
+    await engine.store.save_report(REPORT, {**place, "keys": names})
 
 
 async def _sample(engine: Engine, plan: Plan, trial: TrialCopy) -> list[Key]:
@@ -185,11 +205,14 @@ async def _sample(engine: Engine, plan: Plan, trial: TrialCopy) -> list[Key]:
     wanted = plan.test_checks.data_keys
     slices = await plan_slices(engine.authority, _SLICES)
     total = sum(engine.authority_facts.databases.values()) or 1
+    nodes = len({piece.node for piece in slices})
     found: list[Key] = []
     for piece in slices:
-        share = engine.authority_facts.databases[piece.db] / total / piece.count
+        # Of a cluster each node counts alike: slots, and so keys, are spread over them.
+        share = engine.authority_facts.databases[piece.db] / total / piece.count / nodes
         quota, cursor = -(-int(wanted * share * 1000) // 1000) + 1, piece.start
-        async with await engine.authority.connect(db=piece.db, name="exodus-trial") as leg:
+        node = await engine.authority.node(piece.node)
+        async with await node.connect(piece.db, name="exodus-trial") as leg:
             while quota > 0:
                 cursor, keys = await scan_once(leg, cursor, TRIAL_BATCH_KEYS)
                 some = [key for key in keys if _carried(engine, piece.db, key)][:quota]
@@ -211,8 +234,13 @@ def _carried(engine: Engine, db: int, key: bytes) -> bool:
 
 async def _matching(engine: Engine, pattern: str) -> list[Key]:
     found: list[Key] = []
-    for db in engine.authority_facts.databases:
-        async with await engine.authority.connect(db=db, name="exodus-trial") as leg:
+    places = [
+        (node, db)
+        for node in await engine.authority.each_node()
+        for db in engine.authority_facts.databases
+    ]
+    for node, db in places:
+        async with await node.connect(db, name="exodus-trial") as leg:
             cursor = b"0"
             while len(found) < TRIAL_BUSINESS_KEYS_MAX:
                 cursor, keys = await leg.call("SCAN", cursor, "MATCH", pattern, "COUNT", 1000)
@@ -262,9 +290,10 @@ async def _weigh(engine: Engine, trial: TrialCopy) -> None:
             async with await engine.authority.connect(db=db, name="exodus-trial") as source:
                 ours = await source.pipeline([("MEMORY", "USAGE", key) for key in mine])
             theirs = await target.pipeline([("MEMORY", "USAGE", key) for key in there])
+            # A longer name there is no memory that the key itself needs.
             both = [
-                (here, over)
-                for here, over in zip(ours, theirs, strict=True)
+                (here + len(name) - len(key), over)
+                for key, name, here, over in zip(mine, there, ours, theirs, strict=True)
                 if isinstance(here, int) and isinstance(over, int)
             ]
             trial.memory_source += sum(here for here, _ in both)
@@ -273,13 +302,16 @@ async def _weigh(engine: Engine, trial: TrialCopy) -> None:
 
 async def verify_trial(plan: Plan, store: ControlStore, trial: TrialCopy) -> list[Checked]:
     """Compare every copied key in full, and the memory with the estimate."""
-    async with _opened(plan, store, trial.database, writes=not trial.full) as engine:
+    async with _opened(plan, store, trial, writes=not trial.full) as engine:
         wrong, moving = await _differences(engine, trial)
-        async with await engine.authority.connect(name="exodus-trial") as leg:
-            source = info_of(await leg.call("INFO", "memory"))
     return [
         *_judged(trial, wrong, moving),
-        _memory(trial, source, engine.follower_facts.maxmemory, engine.follower_facts.used_memory),
+        _memory(
+            trial,
+            engine.authority_facts.used_memory,
+            engine.follower_facts.maxmemory,
+            engine.follower_facts.used_memory,
+        ),
     ]
 
 
@@ -328,7 +360,7 @@ def _judged(trial: TrialCopy, wrong: dict[Key, Divergence], moving: Sequence[Key
         )
 
     failed = [f"{key}: {why}" for key, why in trial.failed.items()]
-    what = f"{keys:,} keys in database {trial.database} of the target"
+    what = f"{keys:,} keys in {trial.place}"
     return [
         Checked(
             "trial copy: every key could be carried",
@@ -358,7 +390,8 @@ def _judged(trial: TrialCopy, wrong: dict[Key, Divergence], moving: Sequence[Key
     ]
 
 
-def _memory(trial: TrialCopy, source: dict[str, str], limit: int, used: int) -> Checked:
+def _memory(trial: TrialCopy, source_used: int, limit: int, used: int) -> Checked:
+    """Judge the memory of all keys; of clusters, in bytes of all masters together."""
     what = "trial copy: memory"
     if trial.full:
         return Checked(
@@ -371,7 +404,7 @@ def _memory(trial: TrialCopy, source: dict[str, str], limit: int, used: int) -> 
     if not trial.memory_source:
         return told(what, "no key was weighed")
     factor = trial.memory_target / trial.memory_source
-    needed = int(int(source.get("used_memory", 0)) * factor)
+    needed = int(source_used * factor)
     short = bool(limit) and used + needed > limit
     larger = factor > MEMORY_MARGIN and len(trial.keys) >= TRIAL_WEIGHED_KEYS_MIN
     detail = (
@@ -397,13 +430,17 @@ async def remove_trial(plan: Plan, store: ControlStore) -> int:
     kept = await store.report(REPORT)
     if kept is None:
         return 0
-    if int(kept["database"]) <= 0:  # no copy of ours: somebody else wrote to the control store
+    names = [bytes.fromhex(name) for name in kept["keys"]]
+    prefix = str(kept.get("prefix") or "")
+    ours = prefix.startswith(_PREFIX) and all(name.startswith(prefix.encode()) for name in names)
+    if int(kept["database"]) <= 0 and not ours:
+        # no copy of ours: somebody else wrote to the control store
         raise DecisionRefused(
             "the trial copy is not removed",
-            why=f"the control store says that it is in database {kept['database']}, and none is",
+            why=f"the control store says that it is in database {kept['database']}, where a copy "
+            "has keys of its own prefix only",
             next_step="find out who writes to the control store; then remove the report test.trial",
         )
-    names = [bytes.fromhex(name) for name in kept["keys"]]
     removed = 0
     endpoint = Endpoint(Side.TARGET, plan.target)
     async with await endpoint.connect(db=int(kept["database"]), name="exodus-trial") as leg:

@@ -17,6 +17,7 @@ from typing import Any, cast
 import orjson
 import redis
 
+from exodus.acceptance import latency
 from exodus.cli.decisions import answer_open_decision
 from exodus.cli.demo_failover import fail_over
 from exodus.cli.output import say, show_table
@@ -24,14 +25,13 @@ from exodus.cli.phases import read_status
 from exodus.cli.prefect_api import PrefectApi
 from exodus.control import ledger
 from exodus.control.ledger import FINALISE, NEXT
-from exodus.control.phase_order import UNTRIED, due_phase
+from exodus.control.phase_order import due_phase
 from exodus.control.store import ControlStore
 from exodus.engine import open_engine
 from exodus.errors import OperatorError, StackError
 from exodus.net.masters import located
 from exodus.plan.address import Address, Cluster, Place, Service
 from exodus.plan.migration_file import MigrationFile, load_migration
-from exodus.plan.plan import Plan
 from exodus.plan.vocabulary import Phase, Side
 from exodus.stack.home import Home
 from exodus.stack.prefect import project_root
@@ -262,7 +262,7 @@ def _run_phases(demo: Demo, file: MigrationFile, api: PrefectApi, app: Started) 
                 _wait_answered(file, waiting)
             else:
                 verdict = _verdict(demo, waiting)
-                fields = _accepted(file.plan, waiting)
+                fields = _accepted(file, waiting)
                 answer_open_decision(
                     file, api, verdict, by=_DECIDED_BY, why="demo script", fields=fields
                 )
@@ -282,15 +282,30 @@ def _run_phases(demo: Demo, file: MigrationFile, api: PrefectApi, app: Started) 
     demo.phases = asyncio.run(_phase_rows(file))
 
 
-def _accepted(plan: Plan, waiting: Json) -> dict[str, object]:
-    """Return the fields by which the demo accepts the findings that Analyze has with a cluster.
+# Findings of a move with a cluster that concern the demo's own application, or its machine. A
+# cluster has one database, and the shop uses one. Nobody can play the scripts that the shop calls.
+_DEMO_ACCEPTS = frozenset(
+    {
+        "databases",
+        "the trial is like the observed traffic",
+        latency.OF_NODES,
+    }
+)
 
-    A cluster has one database, and the demo's single server has sixteen. The shop uses one.
-    """
-    if waiting["phase"] != Phase.ANALYZE or plan.watches_traffic:
+
+def _accepted(file: MigrationFile, waiting: Json) -> dict[str, object]:
+    """Return the fields by which the demo accepts the open findings of a phase that it knows."""
+    if not file.plan.has_cluster:
         return {}
-    fewer = ["databases"] if not isinstance(plan.source, Cluster) else []
-    return {"accept_findings": "\n".join([UNTRIED, *fewer])}
+    found = asyncio.run(_open_findings(file, waiting["phase"])) & _DEMO_ACCEPTS
+    return {"accept_findings": "\n".join(sorted(found))} if found else {}
+
+
+async def _open_findings(file: MigrationFile, phase: str) -> set[str]:
+    async with await ControlStore.connect(file.control_store, file.plan.name) as store:
+        report = await store.report(f"evidence.{phase}") or {}
+    rows = [row for rows in report.get("frames", {}).values() for row in rows if "level" in row]
+    return {row["check"] for row in rows if row["level"] == "should" and not row["ok"]}
 
 
 def _verdict(demo: Demo, waiting: Json) -> str:

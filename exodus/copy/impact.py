@@ -328,6 +328,11 @@ class Paces:
     ) -> None:
         await self._opened.__aexit__(kind, exc, trace)
 
+    @property
+    def why(self) -> str:
+        """Return why it is slow, of the first node that is; or empty."""
+        return next((pace.why for pace in self._paces if pace.why), "")
+
     async def turn(self) -> None:
         """Wait as long as the budget of each node asks."""
         for pace in self._paces:

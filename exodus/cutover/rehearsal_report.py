@@ -18,7 +18,7 @@ from exodus.control.store import ControlStore
 from exodus.errors import DecisionRefused
 from exodus.net.info import info_of
 from exodus.net.leg import Leg
-from exodus.plan.address import Address
+from exodus.plan.address import Address, Cluster
 from exodus.plan.bounds import REHEARSAL_NAMED
 from exodus.plan.plan import Plan
 
@@ -104,24 +104,43 @@ def fingerprint_of_plan(plan: Plan) -> dict[str, str]:
 
 
 async def fingerprint_of_side(leg: Leg) -> dict[str, str]:
-    """Return the version and mode of a side in words, and a digest of each of its settings."""
+    """Return the version and mode of a side in words, and a digest of each of its settings. Of a
+    cluster, each is that of all masters, and their number is told too.
+    """
+    nodes = await leg.nodes()
+    left_out = _NO_SETTING_OF_A_SWITCH
+    if not isinstance(leg.place, Address):
+        left_out |= _OF_ONE_SERVER
+    each = [await _fingerprint_of_node(node, left_out) for node in nodes]
+    names = {name for of_one in each for name in of_one}
+    found = {
+        f"{leg.side}.{name}": _of_all([of_one.get(name, "") for of_one in each]) for name in names
+    }
+    if isinstance(leg.place, Cluster):
+        found[f"{leg.side}.masters"] = str(len(nodes))
+    return found
+
+
+def _of_all(values: list[str]) -> str:
+    # Sorted, and each once: after a failover the same settings are those of other nodes.
+    return ", ".join(sorted(set(values)))
+
+
+async def _fingerprint_of_node(leg: Leg, left_out: frozenset[str]) -> dict[str, str]:
     server, config = await leg.pipeline([("INFO", "server"), ("CONFIG", "GET", "*")])
     told = info_of(server) if isinstance(server, bytes) else {}
     engine = "valkey" if told.get("valkey_version") else "redis"
     version = told.get("valkey_version") or told.get("redis_version", _NOT_TOLD)
     found = {
-        f"{leg.side}.version": f"{engine} {version}",
-        f"{leg.side}.mode": told.get("server_mode") or told.get("redis_mode", _NOT_TOLD),
+        "version": f"{engine} {version}",
+        "mode": told.get("server_mode") or told.get("redis_mode", _NOT_TOLD),
     }
     if not isinstance(config, list):
-        return {**found, f"{leg.side}.settings": _NOT_TOLD}
+        return {**found, "settings": _NOT_TOLD}
     texts = [each.decode("utf-8", "replace") for each in config]
-    left_out = _NO_SETTING_OF_A_SWITCH
-    if not isinstance(leg.place, Address):
-        left_out |= _OF_ONE_SERVER
     for name, value in zip(texts[::2], texts[1::2], strict=True):
         if name not in left_out:
-            found[f"{leg.side}.{name}"] = _digest(value)
+            found[name] = _digest(value)
     return found
 
 
@@ -142,7 +161,7 @@ def changed(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
     names = now.keys() | {name for name in before if name.partition(".")[0] in sides}
     return [
         f"{name}: {before.get(name)}, now {now.get(name)}"
-        if name == "exodus" or name.endswith((".version", ".mode"))
+        if name == "exodus" or name.endswith((".version", ".mode", ".masters"))
         else name
         for name in sorted(names)
         if before.get(name) != now.get(name)
@@ -163,8 +182,6 @@ async def check_rehearsal(store: ControlStore, plan: Plan, *legs: Leg) -> str:
     """
     if plan.rehearsal_hours_max is None:
         return "no rehearsal is asked for"
-    if not plan.watches_traffic:
-        return "NOT REHEARSED: a rehearsal does not play on a cluster"
     found = await store.report(REPORT)
     age_h = (await store.now_ms() - found["at_ms"]) / _HOUR_MS if found is not None else 0.0
     when = f"the last rehearsal, {age_h:.1f} h ago,"

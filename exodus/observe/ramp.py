@@ -1,4 +1,4 @@
-"""A trial of a server with the mix that was observed: slowly at first, bounded, and cleaned up.
+"""A trial of a side with the mix that was observed: slowly at first, bounded, and cleaned up.
 
 It plays the workload model on scratch keys at a quarter, half, and all of the mean rate, or of
 `RAMP_RATE_MAX` where that is less. It ends at the first step in which requests fail.
@@ -6,17 +6,15 @@ It plays the workload model on scratch keys at a quarter, half, and all of the m
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from random import Random
 from typing import Any
 
-from exodus.net.info import info_of
-from exodus.net.leg import Leg
-from exodus.observe.composer import Composer
-from exodus.observe.player import SCRATCH, Played, Player, remove_scratch, scratch_prefix
+from exodus.observe.player import SCRATCH, Played, scratch_prefix
+from exodus.observe.players import play_on_each, remove_scratch_on_each
 from exodus.observe.templates import TEMPLATES
 from exodus.observe.workload import Workload
-from exodus.plan.address import Address
 from exodus.plan.bounds import (
     RAMP_CONNECTIONS_MAX,
     RAMP_PREPARED_BYTES_MAX,
@@ -24,7 +22,8 @@ from exodus.plan.bounds import (
     RAMP_SPEEDS,
     RAMP_STEP_S,
 )
-from exodus.plan.vocabulary import Side
+from exodus.topology.endpoint import Endpoint
+from exodus.topology.node import Node
 from exodus.topology.permits import refused_of
 
 _NO_RIGHT = "NOPERM"
@@ -92,8 +91,9 @@ class Ramp:
         }
 
 
-async def ramp(server: Address, workload: Workload, *, seed: int = 1) -> Ramp:
-    """Play a workload on a server in steps, and remove the scratch keys, after an error too.
+async def ramp(server: Endpoint, workload: Workload, *, seed: int = 1) -> Ramp:
+    """Play a workload on each node of a side in steps, and remove the scratch keys, after an error
+    too.
 
     Raises:
         OperatorError: the server has no room, is a replica, or refuses the login; or nothing of
@@ -104,35 +104,39 @@ async def ramp(server: Address, workload: Workload, *, seed: int = 1) -> Ramp:
     top = min(1.0, RAMP_RATE_MAX / max(workload.rates.mean, 1e-9))
     found = Ramp(requests=workload.requests)
     connections = min(workload.connections, RAMP_CONNECTIONS_MAX)
-    workload = found.drop(workload, await refused_commands(server, workload))
-    before = await _used_memory(server)
+    nodes = await server.each_node()
+    workload = found.drop(workload, await refused_commands(nodes, workload))
+    before = await _used_memory(nodes)
     try:
         for share in RAMP_SPEEDS:
-            composer = Composer(
+            played, found.not_played = await play_on_each(
+                nodes,
                 workload,
                 prefix=prefix,
                 speed=share * top,
-                draw=Random(seed),  # noqa: S311 - a load that can be repeated
+                seconds=RAMP_STEP_S,
+                connections=connections,
                 prepared_bytes_max=RAMP_PREPARED_BYTES_MAX,
+                seed=seed,
             )
-            composer.check()
-            found.not_played = composer.not_played
-            player = Player(server, composer, prefix=prefix)
-            played = await player.run(seconds=RAMP_STEP_S, connections=connections, keep=True)
             found.add(share * top, played)
             if found.errors:
                 break
-        found.memory_bytes = max(0, await _used_memory(server) - before)
+        found.memory_bytes = max(0, await _used_memory(nodes) - before)
     finally:
-        await remove_scratch(server, prefix)
-    found.left = await remove_scratch(server, prefix)
+        await remove_scratch_on_each(nodes, prefix)
+    found.left = await remove_scratch_on_each(nodes, prefix)
     return found
 
 
-async def refused_commands(server: Address, workload: Workload) -> set[str]:
-    """Return the commands that the server's user may not run on a scratch key."""
+async def refused_commands(nodes: Sequence[Node], workload: Workload) -> set[str]:
+    """Return the commands that a node's user may not run on a scratch key."""
     names = sorted({each.command for each in workload.operations if each.command in TEMPLATES})
-    async with await Leg.connect(server, Side.TARGET, name="exodus-load") as leg:
+    return set().union(*[await _refused_on(node, names) for node in nodes])
+
+
+async def _refused_on(node: Node, names: Sequence[str]) -> set[str]:
+    async with await node.connect(name="exodus-load") as leg:
         arity = {
             row[0].decode().upper(): abs(row[1])
             for row in await leg.call("COMMAND", "INFO", *names)
@@ -141,7 +145,7 @@ async def refused_commands(server: Address, workload: Workload) -> set[str]:
         asked = [name for name in names if name in arity]
         said = await refused_of(
             leg,
-            server.username or "default",
+            node.place.username or "default",
             [(name, *[SCRATCH + b"try"] * (arity[name] - 1)) for name in asked],
         )
     return {
@@ -151,6 +155,5 @@ async def refused_commands(server: Address, workload: Workload) -> set[str]:
     }
 
 
-async def _used_memory(server: Address) -> int:
-    async with await Leg.connect(server, Side.TARGET, name="exodus-load") as leg:
-        return int(info_of(await leg.call("INFO", "memory")).get("used_memory", 0))
+async def _used_memory(nodes: Sequence[Node]) -> int:
+    return sum([int((await node.info()).get("used_memory", 0)) for node in nodes])

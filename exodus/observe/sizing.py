@@ -169,13 +169,13 @@ class Sizing:
 
 
 async def measure(
-    source: Leg, target: Leg, databases: Sequence[int], *, keys: int, used_bytes: int
+    source: Sequence[Leg], target: Leg, databases: Sequence[int], *, keys: int, used_bytes: int
 ) -> Sizing:
     """Sample keys of the source and restore them on the target, within time and number bounds.
 
     Args:
-        source: a connection of its own; its database changes.
-        target: likewise, to any database of the target.
+        source: a connection of its own to each node; its database changes.
+        target: likewise, to any database of the target. Scratch keys are on all of its nodes.
         databases: of the source that have keys.
         keys: of all databases.
         used_bytes: of the source's data set.
@@ -187,16 +187,17 @@ async def measure(
     found = Sizing(keys, used_bytes)
     name = f"exodus:load:{secrets.token_hex(4)}:size".encode()
     ends = time.monotonic() + SIZING_SECONDS_MAX
-    for place, db in enumerate(databases):
-        await source.select(db)
-        most = (SIZING_KEYS_MAX - found.sampled) // (len(databases) - place)
+    places = [(node, db) for node in source for db in databases]
+    for place, (node, db) in enumerate(places):
+        await node.select(db)
+        most = (SIZING_KEYS_MAX - found.sampled) // (len(places) - place)
         cursor, taken = b"0", 0
         while taken < most and time.monotonic() < ends:
             began = time.monotonic()
-            cursor, seen = await source.call("SCAN", cursor, "COUNT", SAMPLE_BATCH_KEYS)
+            cursor, seen = await node.call("SCAN", cursor, "COUNT", SAMPLE_BATCH_KEYS)
             wanted = [key for key in seen if not is_own(key)][: most - taken]
             taken += len(wanted)
-            await _batch(source, target, name, wanted, found)
+            await _batch(node, target, name, wanted, found)
             await asyncio.sleep((time.monotonic() - began) * (1 / SAMPLE_BUSY_SHARE_MAX - 1) / 10)
             if cursor == b"0":
                 break

@@ -1,24 +1,28 @@
 """Is the copy of the traffic a copy? Reads of Exodus's own that it must show.
 
 A copy is MONITOR, or the packets of a folder. Each read goes to the source itself, so a copy of
-another server, of another port, or with a filter does not show it.
+another server, of another port, or with a filter does not show it. Of a cluster every master is
+watched, and each gets reads of its own.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from exodus.cancellation import end_all, wait_at_most
+from exodus.commands.slots import tag_of
 from exodus.commands.table import CommandTable
 from exodus.errors import SourceError
 from exodus.net.info import info_of
 from exodus.net.leg import Leg, ReplyError
+from exodus.net.masters import located
+from exodus.net.routed import together
 from exodus.observe import monitor
 from exodus.observe.capture import Capture
 from exodus.observe.coverage import Coverage, Reconciled, commandstats, reconcile
@@ -27,13 +31,15 @@ from exodus.observe.monitor import Beside, hidden
 from exodus.observe.packets import PacketWatcher
 from exodus.observe.profile import Profile
 from exodus.observe.shapes import pattern_of
-from exodus.plan.address import Address
-from exodus.plan.bounds import COPY_PROBES
+from exodus.plan.address import Place
+from exodus.plan.bounds import COPY_PROBES, PROFILE_CLIENTS_MAX
 from exodus.plan.own_keys import RESERVED_PREFIX
 from exodus.plan.vocabulary import Side
+from exodus.topology.node import Node
 
 PROBED_KEY = RESERVED_PREFIX + b"watched}"
 PROBED_PATTERN = pattern_of(PROBED_KEY)
+PROBED_PATTERNS = (PROBED_PATTERN, pattern_of(RESERVED_PREFIX + b"watched.1}"))
 MONITOR, PACKETS = "MONITOR", "packets"
 _PROBED_SHARE = 0.7  # of the time to watch: what is sent later may come too late
 
@@ -48,6 +54,8 @@ class Watched:
     reconciled: list[Reconciled] | None  # None: the server does not tell its counts
     coverage: Coverage | None = None  # of packets
     remarks: list[str] = field(default_factory=list)
+    nodes: list[dict[str, Any]] = field(default_factory=list)  # what was seen of each
+    uncounted: str = "the source does not tell its counts"  # why, where `reconciled` is None
 
     @property
     def probes_seen(self) -> int:
@@ -55,17 +63,13 @@ class Watched:
         return sum(
             row.calls
             for (_, pattern), row in self.profile.rows.items()
-            if pattern == PROBED_PATTERN
+            if pattern in PROBED_PATTERNS
         )
 
     @property
     def seen_share(self) -> float | None:
         """The share of the server's count that the copy shows; None: the server tells none."""
-        if self.reconciled is None:
-            return None
-        executed = sum(row.executed for row in self.reconciled)
-        seen = sum(min(row.seen, row.executed) for row in self.reconciled)
-        return seen / executed if executed else 1.0
+        return None if self.reconciled is None else share_of(self.reconciled)
 
     def report(self) -> dict[str, Any]:
         """As JSON."""
@@ -79,41 +83,156 @@ class Watched:
             "reconciled": [row.report() for row in self.reconciled or []],
             "coverage": None if self.coverage is None else self.coverage.report(),
             "remarks": self.remarks,
+            "nodes": self.nodes,
+            "uncounted": self.uncounted,
         }
 
 
+def share_of(rows: Sequence[Reconciled]) -> float:
+    """Return the share of what servers counted that was seen; 1 where they counted nothing."""
+    executed = sum(row.executed for row in rows)
+    seen = sum(min(row.seen, row.executed) for row in rows)
+    return seen / executed if executed else 1.0
+
+
 async def watch_monitor(
-    address: Address, table: CommandTable, *, seconds: float, hashed: bool = False
+    nodes: Sequence[Node], table: CommandTable, *, seconds: float, hashed: bool = False
 ) -> Watched:
-    """Watch a server by MONITOR while probes of it are sent.
+    """Watch all masters of a side by MONITOR while probes of them are sent.
 
     With `hashed`, key patterns are shown by hashes of their words.
 
     Raises:
-        SourceError: it refuses MONITOR or the probes, or went away.
+        SourceError: one refuses MONITOR or the probes, or went away.
     """
-    profile, probes = Profile(), _Probes()
-    watching = asyncio.create_task(
-        monitor.capture(
-            address,
-            table,
-            seconds=seconds,
-            profile=profile,
-            own=probes.own,
-            hashed=hashed,
-            beside=probes.beside,
+    profile = Profile()
+    watches = [_NodeWatch(node, profile, number) for number, node in enumerate(nodes)]
+    tasks = [asyncio.create_task(each.run(table, seconds, hashed)) for each in watches]
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
+        for task in tasks:
+            if task.done():
+                task.result()
+    finally:
+        await end_all(tasks)
+    profile.seconds = max(each.part.seconds for each in watches)
+    profile.unreadable = sum(each.part.unreadable for each in watches)
+    profile.from_scripts = sum(each.part.from_scripts for each in watches)
+    profile.cost = _cost_of([(each.node.where, each.part.cost) for each in watches])
+    counted = [each.reconciled for each in watches if each.reconciled is not None]
+    said = [
+        f"ended after {each.part.seconds:.1f} s: {why}"
+        + (f" ({each.node.where})" if len(watches) > 1 else "")
+        for each in watches
+        if (why := each.part.cost["stopped"])
+    ]
+    return Watched(
+        MONITOR,
+        profile,
+        sum(each.probes.sent for each in watches),
+        _summed(counted) if len(counted) == len(watches) else None,
+        remarks=said,
+        nodes=[each.row() for each in watches],
+    )
+
+
+class _OfNode(Profile):
+    """Counts what one node shows, and hands it on to the profile of the whole side."""
+
+    def __init__(self, whole: Profile, number: int) -> None:
+        super().__init__()
+        self.seen_by_key: Counter[int] = Counter()  # reads of Exodus's
+        self._whole = whole
+        self._connections_before = number * PROFILE_CLIENTS_MAX
+
+    def add(self, event: Event) -> None:
+        """Count one request."""
+        self.requests += 1
+        if event.pattern in PROBED_PATTERNS:
+            self.seen_by_key[event.key] += 1
+        event.connection += self._connections_before
+        self._whole.add(event)
+
+
+class _NodeWatch:
+    """MONITOR of one node, and the probes of it."""
+
+    def __init__(self, node: Node, whole: Profile, number: int) -> None:
+        self.node = node
+        self.part = _OfNode(whole, number)
+        self.probes = _Probes(_probe_of(node))
+        self.reconciled: list[Reconciled] | None = None
+
+    async def run(self, table: CommandTable, seconds: float, hashed: bool) -> None:
+        """Watch for some seconds.
+
+        Raises:
+            SourceError: the node refuses MONITOR or the probes, or went away.
+        """
+        watching = asyncio.create_task(
+            monitor.capture(
+                self.node.place,
+                table,
+                seconds=seconds,
+                profile=self.part,
+                own=self.probes.own,
+                hashed=hashed,
+                beside=self.probes.beside,
+            )
         )
-    )
-    await _probed(address, watching, seconds, probes)
-    watch = watching.result()
-    said = (
-        [f"ended after {profile.seconds:.1f} s: {why}"] if (why := profile.cost["stopped"]) else []
-    )
-    return Watched(MONITOR, profile, probes.sent, watch.reconciled, remarks=said)
+        await _probed(self.node.place, watching, seconds, self.probes)
+        self.reconciled = watching.result().reconciled
+
+    def row(self) -> dict[str, Any]:
+        """Return what was seen of the node, as JSON."""
+        share = None if self.reconciled is None else share_of(self.reconciled)
+        return {
+            **_node_row(self.node, self.probes, self.part.seen_by_key),
+            "requests": self.part.requests,
+            "seen_share": None if share is None else round(share, 6),
+        }
+
+
+def _probe_of(node: Node) -> bytes:
+    """Return the key by which a node's probes are known."""
+    if node.shard is None:
+        return PROBED_KEY
+    return RESERVED_PREFIX + tag_of(b"watched", node.shard.ranges[0][0]) + b"}"
+
+
+def _node_row(node: Node, probes: _Probes, seen_by_key: Counter[int]) -> dict[str, Any]:
+    # As `Shapes.event` tells keys apart.
+    seen = seen_by_key[hash((0, probes.key))]
+    return {"node": node.where, "probes_sent": probes.sent, "probes_seen": seen}
+
+
+def _cost_of(parts: Sequence[tuple[str, dict[str, Any]]]) -> dict[str, Any]:
+    """Return what watching cost: the highest figure of a node, and the rates of all together."""
+    if len(parts) == 1:
+        return parts[0][1]
+    found: dict[str, Any] = {}
+    for name in parts[0][1]:
+        values = [cost[name] for _, cost in parts]
+        if name == "stopped":
+            found[name] = "; ".join(f"{node}: {cost[name]}" for node, cost in parts if cost[name])
+        else:
+            found[name] = round(sum(values), 1) if name.startswith("requests") else max(values)
+    return found
+
+
+def _summed(parts: Sequence[Sequence[Reconciled]]) -> list[Reconciled]:
+    """Return the rows of several nodes as those of one server."""
+    seen: Counter[str] = Counter()
+    executed: Counter[str] = Counter()
+    for row in (row for part in parts for row in part):
+        seen[row.command] += row.seen
+        executed[row.command] += row.executed
+    return [Reconciled(name, seen[name], executed[name]) for name in sorted(executed)]
 
 
 class _Marked:
-    """Hands events on, and counts those between the first and the last probe that it sees.
+    """Hands events on, and counts those between the first and the last probe that it sees of one
+    server.
 
     The server's own counts are told with these two probes, so both are of the same requests.
     """
@@ -123,61 +242,90 @@ class _Marked:
         self._between: Counter[str] = Counter()
         self.probes = 0  # that were seen
         self.counted: Counter[str] = Counter()  # up to the last probe
+        self.seen_by_key: Counter[int] = Counter()
 
     def add(self, event: Event) -> None:
         """Count one event."""
         self._profile.add(event)
         if self.probes and not hidden(event.command):
             self._between[event.command] += 1
-        if event.pattern == PROBED_PATTERN:
+        if event.pattern in PROBED_PATTERNS:
             self.probes += 1
+            self.seen_by_key[event.key] += 1
             self.counted = self._between.copy()
 
 
 async def watch_packets(
-    address: Address, table: CommandTable, folder: Path, *, seconds: float, hashed: bool = False
+    nodes: Sequence[Node],
+    table: CommandTable,
+    folder: Path,
+    *,
+    seconds: float,
+    hashed: bool = False,
 ) -> Watched:
-    """Watch the packets that come into a folder while probes of the server are sent.
+    """Watch the packets that come into a folder while probes of all masters of a side are sent.
 
-    With `hashed`, key patterns are shown by hashes of their words.
+    With `hashed`, key patterns are shown by hashes of their words. Packets of several masters are
+    not held against what each of them counted.
 
     Raises:
         SourceError: the server went away, or refuses the probes.
         OperatorError: the folder cannot be read, has too many files, or no packet of the server.
     """
-    profile, probes = Profile(), _Probes()
+    profile, probes = Profile(), [_Probes(_probe_of(node)) for node in nodes]
+    ports = sorted({(await located(node.place)).port for node in nodes})
     marked = _Marked(profile)
-    watcher = PacketWatcher(table, marked, [address.port], hashed=hashed)
+    watcher = PacketWatcher(table, marked, ports, hashed=hashed)
+
+    def begin() -> None:
+        for each in probes:
+            each.beside.begin.set()
+
+    def stop() -> None:
+        for each in probes:
+            each.beside.stop.set()
+
     loop = asyncio.get_running_loop()
     capture = Capture(
         str(folder),
         watcher,
         seconds,
         only_new=True,
-        begun=lambda: _soon(loop, probes.beside.begin.set),
-        enough=lambda: marked.probes >= probes.sent,
+        begun=lambda: _soon(loop, begin),
+        enough=lambda: marked.probes >= sum(each.sent for each in probes),
     )
-    loop.call_later(_PROBED_SHARE * seconds, probes.beside.stop.set)
+    loop.call_later(_PROBED_SHARE * seconds, stop)
     watching = asyncio.create_task(asyncio.to_thread(capture.run))
-    await _probed(address, watching, seconds, probes)
+    await together(
+        _probed(node.place, watching, seconds, each)
+        for node, each in zip(nodes, probes, strict=True)
+    )
     watching.result()
     profile.seconds = watcher.last_at - watcher.first_at
-    first, last = probes.first, probes.last
-    counted = None if first is None or last is None else reconcile(first, last, marked.counted)
-    return Watched(
+    first, last = probes[0].first, probes[0].last
+    alone = len(nodes) == 1 and first is not None and last is not None
+    found = Watched(
         PACKETS,
         profile,
-        probes.sent,
-        counted,
+        sum(each.sent for each in probes),
+        reconcile(first or {}, last or {}, marked.counted) if alone else None,
         watcher.coverage,
         capture.remarks + watcher.coverage.remarks(),
+        [
+            _node_row(node, each, marked.seen_by_key)
+            for node, each in zip(nodes, probes, strict=True)
+        ],
     )
+    if len(nodes) > 1:
+        found.uncounted = "packets of several masters are not held against each one's counts"
+    return found
 
 
 @dataclass
 class _Probes:
     """What was sent, and the server's counts at the first and the last of it."""
 
+    key: bytes  # that they ask for
     sent: int = 0  # and answered
     own: dict[str, str] = field(default_factory=dict)  # the name of their connection, by address
     beside: Beside = field(default_factory=Beside)
@@ -191,10 +339,10 @@ def _soon(loop: asyncio.AbstractEventLoop, call: Callable[[], None]) -> None:
 
 
 async def _probed(
-    address: Address, watching: asyncio.Task[Any], seconds: float, probes: _Probes
+    place: Place, watching: asyncio.Task[Any], seconds: float, probes: _Probes
 ) -> None:
     """Wait for a watcher's end; meanwhile send probes."""
-    probing = asyncio.create_task(_send(address, seconds, probes))
+    probing = asyncio.create_task(_send(place, seconds, probes))
     try:
         await asyncio.wait([watching])
         if probing.done():
@@ -203,11 +351,11 @@ async def _probed(
         await end_all([probing, watching])
 
 
-async def _send(address: Address, seconds: float, probes: _Probes) -> None:
+async def _send(place: Place, seconds: float, probes: _Probes) -> None:
     """Send probes once the watcher sees them, until it says that it stops."""
     beside = probes.beside
     try:
-        async with await Leg.connect(address, Side.SOURCE, name="exodus-copy-probe") as leg:
+        async with await Leg.connect(place, Side.SOURCE, name="exodus-copy-probe") as leg:
             probes.own[leg.local] = leg.name
             await beside.begin.wait()
             await _send_all(leg, seconds, probes)
@@ -221,11 +369,11 @@ async def _send_all(leg: Leg, seconds: float, probes: _Probes) -> None:
         last = number == COPY_PROBES - 1 or (number > 0 and stop.is_set())
         try:
             if number == 0:
-                probes.first = await _marked_counts(leg)
+                probes.first = await _marked_counts(leg, probes.key)
             elif last:
-                probes.last = await _marked_counts(leg)
+                probes.last = await _marked_counts(leg, probes.key)
             else:
-                await leg.call("EXISTS", PROBED_KEY)
+                await leg.call("EXISTS", probes.key)
         except ReplyError as exc:
             raise SourceError(
                 "the source refuses the reads that the copy of the traffic is to show",
@@ -238,16 +386,16 @@ async def _send_all(leg: Leg, seconds: float, probes: _Probes) -> None:
         await wait_at_most(stop, _PROBED_SHARE * seconds / COPY_PROBES)
 
 
-async def _marked_counts(leg: Leg) -> dict[str, int] | None:
+async def _marked_counts(leg: Leg, key: bytes) -> dict[str, int] | None:
     """Send a probe and ask for the server's counts at once; None: it does not tell them.
 
     Raises:
         hiredis.ReplyError: it refuses the probe.
     """
     try:
-        replies = await leg.transaction([("EXISTS", PROBED_KEY), ("INFO", "commandstats")])
+        replies = await leg.transaction([("EXISTS", key), ("INFO", "commandstats")])
     except ReplyError:
-        await leg.call("EXISTS", PROBED_KEY)
+        await leg.call("EXISTS", key)
         return None
     told = (replies or [None])[-1]
     if not isinstance(told, bytes):

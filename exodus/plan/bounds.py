@@ -544,6 +544,9 @@ REPLICA_LOOK_S = 1.0
 # exodus/net/leg.py
 LEG_READ_BYTES = 256 * 1024
 
+# exodus/topology/node_checks.py
+NODE_CHECKS_NAMED = 5  # nodes or users that one row names
+
 # exodus/topology/pair_checks.py
 PAIR_CHECKS_OWN_KEYS_MAX = 1_000
 
@@ -614,6 +617,7 @@ REHEARSAL_AGAIN_S = 0.05  # between two looks at whether sessions go on
 REHEARSAL_GATEWAY_S = 20.0  # a gateway of the rehearsal's own starts within this
 REHEARSAL_PRE_DRAIN_S = 10.0
 REHEARSAL_ERRORS_KEPT = 20
+REHEARSAL_REDIRECTS_MAX = 8  # of one request; cluster clients follow five or more
 
 # tasks/backfill.py
 TASKS_BACKFILL_BUDGET_S = 20.0

@@ -20,6 +20,7 @@ lower-case letters, digits and dashes.
 | exodus:{probe}, {exercise}    | what a server can do; removed at once                         |
 | exodus:{probe.N}              | the same, and a fence's probe, in a slot of a cluster's node  |
 | exodus:{watched}              | whether a copy of the traffic shows a read; never written     |
+| exodus:{watched.N}            | the same, in a slot of a cluster's node                       |
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ _NAMES = re.compile(
     rb"|[a-z0-9][a-z0-9-]{0,39}\.[0-9]{1,7}\}:guard"
     rb"|(?:stage(?:\.[0-9]{1,7})?|scratch\.[0-9]{1,7}|proof)\}:[0-9a-f]{16}"
     rb"|(?:fence|migrate)\}:probe"
-    rb"|(?:probe(?:\.[0-9]{1,7})?|exercise|watched)\}"
+    rb"|(?:(?:probe|watched)(?:\.[0-9]{1,7})?|exercise)\}"
     rb")"
 )
 

@@ -6,6 +6,8 @@ was acknowledged.
 | counter | INCR of keys that only it has | an answer that is not one more: a lost write |
 | remover | SET NX of all its keys, then DEL | a removed key that is there: resurrected |
 | pusher and popper | RPUSH, blocking BLPOP | jobs that come never or twice |
+
+Where a side is a cluster, the counters have keys on each of its nodes.
 """
 
 from __future__ import annotations
@@ -14,11 +16,11 @@ import asyncio
 import contextlib
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
-import redis.asyncio as redis
+import redis
 
-from exodus.net.client import answered, make_client
+from exodus.commands.slots import tag_of
 from exodus.net.leg import Leg
 from exodus.plan.address import Address
 from exodus.plan.bounds import (
@@ -28,12 +30,17 @@ from exodus.plan.bounds import (
     REHEARSAL_PUSH_S,
     REHEARSAL_SESSIONS,
 )
+from exodus.rehearsal.sessions import Session
 
 _POP_S = 0.3
 
 
-def _counter(prefix: str, session: int, step: int) -> str:
-    return f"{prefix}counter:{session}:{step % REHEARSAL_KEYS}"
+def _counters(prefix: str, session: int, slots: Sequence[int]) -> list[str]:
+    """Return the keys that a session counts in: some, and one in each of `slots`."""
+    tags = [tag_of(b"probe", slot).decode() for slot in slots]
+    return [f"{prefix}counter:{session}:{step}" for step in range(REHEARSAL_KEYS)] + [
+        f"{prefix}counter:{{{tag}}}:{session}" for tag in tags
+    ]
 
 
 def _removed(prefix: str, step: int) -> str:
@@ -44,11 +51,12 @@ def _jobs(prefix: str) -> str:
     return f"{prefix}jobs"
 
 
-def names(prefix: str) -> list[bytes]:
-    """Return the name of every key that sessions with this prefix write."""
-    steps = range(REHEARSAL_KEYS)
-    found = [_counter(prefix, each, step) for each in range(REHEARSAL_SESSIONS) for step in steps]
-    found += [_removed(prefix, step) for step in steps]
+def names(prefix: str, slots: Sequence[int] = ()) -> list[bytes]:
+    """Return the name of every key that sessions with this prefix write; `slots` are those in which
+    they may have counters of a cluster's nodes.
+    """
+    found = [name for each in range(REHEARSAL_SESSIONS) for name in _counters(prefix, each, slots)]
+    found += [_removed(prefix, step) for step in range(REHEARSAL_KEYS)]
     return [name.encode() for name in [*found, _jobs(prefix)]]
 
 
@@ -56,10 +64,27 @@ class ProbeClients:
     """Sessions of the reserved prefix, and what they found."""
 
     def __init__(
-        self, gateway: Address, prefix: str, name: str, *, timeout_s: float, queue: bool = True
+        self,
+        gateway: Address,
+        prefix: str,
+        name: str,
+        *,
+        timeout_s: float,
+        queue: bool = True,
+        listeners: Sequence[int] = (0,),
+        slots: Sequence[int] = (),
     ) -> None:
-        """`queue`: also push and pop, which a killed gateway may do once too often or too seldom,
-        as any crash of a connection may.
+        """Make the sessions.
+
+        Args:
+            gateway: its first listener.
+            prefix: how their keys begin.
+            name: for CLIENT SETNAME.
+            timeout_s: for one answer.
+            queue: also push and pop, which a killed gateway may do once too often or too seldom,
+                as any crash of a connection may.
+            listeners: those that stand for nodes, by number.
+            slots: one of each node of the clusters: a counter is there.
         """
         self.gateway = gateway
         self.acknowledged: dict[str, int] = {}
@@ -78,16 +103,10 @@ class ProbeClients:
         self._pushed: set[bytes] = set()
         self._popped: list[bytes] = []
         self._queue = queue
+        self._slots = slots
         self._stop = asyncio.Event()
-        # Never sent twice by the client itself, which would be counted as ours.
-        self._clients = [
-            make_client(
-                gateway,
-                field="gateway",
-                timeout_s=timeout_s,
-                client_name=name,
-                single_connection_client=True,
-            )
+        self._sessions = [
+            Session(gateway, listeners, name=name, timeout_s=timeout_s)
             for _ in range(REHEARSAL_SESSIONS + 1 + 2 * queue)
         ]
         self._tasks: list[asyncio.Task[None]] = []
@@ -96,17 +115,17 @@ class ProbeClients:
         """Begin to write, once all sessions are there: one that comes while the prefix is switched
         is ended, and over TLS that takes a while.
         """
-        await asyncio.gather(*map(self._come, self._clients))
-        counting, others = self._clients[:REHEARSAL_SESSIONS], self._clients[REHEARSAL_SESSIONS:]
-        work = [self._write(client, number) for number, client in enumerate(counting)]
+        await asyncio.gather(*map(self._come, self._sessions))
+        counting, others = self._sessions[:REHEARSAL_SESSIONS], self._sessions[REHEARSAL_SESSIONS:]
+        work = [self._write(session, number) for number, session in enumerate(counting)]
         work.append(self._remove(others[0], len(counting)))
         if self._queue:
             work += [self._push(others[1], len(counting) + 1), self._pop(others[2])]
         self._tasks = [asyncio.create_task(each) for each in work]
 
-    async def _come(self, client: redis.Redis) -> None:
+    async def _come(self, session: Session) -> None:
         try:
-            await answered(client.ping())
+            await session.come()
         except redis.RedisError as exc:
             self._failed(exc)
 
@@ -124,18 +143,28 @@ class ProbeClients:
         """Measure the longest request from now on."""
         self.stall_ms = 0.0
 
-    async def _write(self, client: redis.Redis, number: int) -> None:
-        step = 0
+    def begin_answers(self) -> None:
+        """Note which listeners answer from now on."""
+        for session in self._sessions:
+            session.answered_by.clear()
+
+    @property
+    def answered_by(self) -> set[int]:
+        """Return the listeners that answered a request since then."""
+        return {listener for session in self._sessions for listener in session.answered_by}
+
+    async def _write(self, session: Session, number: int) -> None:
+        keys, step = _counters(self._prefix, number, self._slots), 0
         while not self._stop.is_set():
-            key = _counter(self._prefix, number, step)
+            key = keys[step % len(keys)]
             with self._request(number, key):
-                value = int(await answered(client.incr(key)))
+                value = int(await session.ask(key, "INCR", key))
                 self._lost += max(0, self.acknowledged.get(key, 0) + 1 - value)
                 self.acknowledged[key] = value
             step += 1
             await self._pause(number)
 
-    async def _remove(self, client: redis.Redis, number: int) -> None:
+    async def _remove(self, session: Session, number: int) -> None:
         step = 0
         while not self._stop.is_set():
             key = _removed(self._prefix, step)
@@ -143,27 +172,27 @@ class ProbeClients:
             if step // REHEARSAL_KEYS % 2 == 0:
                 self._removed.discard(key)  # what becomes of it is not known before the answer
                 with self._request(number, key):
-                    made = await answered(client.set(key, step, nx=True))
+                    made = await session.ask(key, "SET", key, step, "NX")
                     self._resurrected += removed and not made
             else:
                 with self._request(number, key):
-                    await answered(client.delete(key))
+                    await session.ask(key, "DEL", key)
                     self._removed.add(key)
             step += 1
             await self._pause(number)
 
-    async def _push(self, client: redis.Redis, number: int) -> None:
+    async def _push(self, session: Session, number: int) -> None:
         while not self._stop.is_set():
             job = b"%d" % len(self._pushed)
             with self._request(number, self._jobs):
-                await answered(client.rpush(self._jobs, job))
+                await session.ask(self._jobs, "RPUSH", self._jobs, job)
                 self._pushed.add(job)
             await asyncio.sleep(REHEARSAL_PUSH_S)
 
-    async def _pop(self, client: redis.Redis) -> None:
+    async def _pop(self, session: Session) -> None:
         while not self._stop.is_set():
             with self._request(None, self._jobs):  # it waits because it is asked to
-                found = await answered(client.blpop([self._jobs], timeout=_POP_S))
+                found = await session.ask(self._jobs, "BLPOP", self._jobs, _POP_S)
                 if found is not None:
                     self._popped.append(found[1])
             await self._pause()
@@ -196,8 +225,8 @@ class ProbeClients:
         """End, and wait for what is under way."""
         self._stop.set()
         await asyncio.gather(*self._tasks)
-        for client in self._clients:
-            await client.aclose()
+        for session in self._sessions:
+            await session.close()
 
     async def lost_on(self, leg: Leg) -> int:
         """Return how many acknowledged writes `leg`'s side has not, and those that were missed on

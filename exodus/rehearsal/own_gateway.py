@@ -29,7 +29,7 @@ from exodus.plan.plan import Plan
 from exodus.plan.settings import Listen
 from exodus.plan.vocabulary import JournalMode, Side
 from exodus.private_files import write_private
-from exodus.stack.home import free_port
+from exodus.stack.home import free_ports
 from exodus.stack.tied import tied
 
 _VARIABLE = "EXODUS_REHEARSAL_"
@@ -40,7 +40,9 @@ class OwnGateway:
 
     def __init__(self, store: ControlStore, plan: Plan) -> None:
         self.id = f"rehearsal-{secrets.token_hex(4)}"
-        self.listen = Listen(port=free_port())
+        count = plan.listener_count
+        gateway = plan.gateway.model_dump(mode="json", include={"facade", "replicas"})
+        self.listen = Listen(port=free_ports(count), listeners=count, **gateway)
         self._store = store
         self._folder = Path(tempfile.mkdtemp(prefix="exodus-rehearsal-"))
         self._file = self._folder / "migration.yaml"
@@ -52,7 +54,8 @@ class OwnGateway:
         }
         more = plan.model_dump(mode="json", exclude={"source", "target", "gateway"})
         named = {name: self._named(name, address) for name, address in servers.items()}
-        write_private(self._file, yaml.safe_dump({**more, **named}))
+        listens = {"gateway": self.listen.model_dump(mode="json")}
+        write_private(self._file, yaml.safe_dump({**more, **named, **listens}))
 
     def _named(self, name: str, address: Place) -> dict[str, Any]:
         """Return a server for the file; a password goes into the child's environment."""

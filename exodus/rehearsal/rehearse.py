@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import secrets
+import time
 from dataclasses import dataclass, field
 from random import Random
 from typing import Any
@@ -22,6 +23,7 @@ from exodus.control import registry
 from exodus.control.route import Route, change_route, read_route
 from exodus.control.schema import fence_guard_key, guard_key
 from exodus.control.store import ControlStore
+from exodus.copy.cluster_grants import GUARD_SLOTS, guard_keys
 from exodus.cutover.rehearsal_report import REPORT, fingerprint
 from exodus.cutover.switch import perform
 from exodus.errors import CutoverAborted, DecisionRefused, ExodusError
@@ -29,6 +31,7 @@ from exodus.net.leg import ReplyError
 from exodus.plan.address import Address
 from exodus.plan.bounds import (
     CONNECT_TIMEOUT_S,
+    REHEARSAL_AGAIN_S,
     REHEARSAL_ERRORS_KEPT,
     REHEARSAL_SETTLE_S,
     REHEARSAL_WITHIN_S,
@@ -36,12 +39,13 @@ from exodus.plan.bounds import (
 from exodus.plan.plan import Plan
 from exodus.plan.vocabulary import Hold, Side
 from exodus.rehearsal.clients import ProbeClients, again, names
+from exodus.rehearsal.nodes import Nodes, find_nodes
 from exodus.rehearsal.own_gateway import OwnGateway, started
 from exodus.rehearsal.steps import RehearsedSwitch, steps
 from exodus.topology.applications import connect_as_application, takes_nobody
 from exodus.topology.endpoint import Endpoint
 
-_BAD = ("lost_writes", "resurrected_writes", "error_count")
+_BAD = ("lost_writes", "resurrected_writes", "error_count", "silent_nodes")
 _KILLED_KEYS = "killed:"
 
 
@@ -117,6 +121,7 @@ class _Rehearsal:
     writer: int = 0
     lost: int = 0
     resurrected: int = 0
+    nodes: Nodes = field(default_factory=Nodes)
 
     @property
     def guard_name(self) -> str:
@@ -137,13 +142,22 @@ class _Rehearsal:
     def _clients(self, gateway: Address, prefix: str, *, queue: bool = True) -> ProbeClients:
         # An answer may come as late as a hold may take.
         timeout_s = self.plan.hold_seconds_max + CONNECT_TIMEOUT_S
-        return ProbeClients(gateway, prefix, self.name, timeout_s=timeout_s, queue=queue)
+        return ProbeClients(
+            gateway,
+            prefix,
+            self.name,
+            timeout_s=timeout_s,
+            queue=queue,
+            listeners=self.nodes.listeners,
+            slots=self.nodes.slots,
+        )
 
     async def run(self) -> dict[str, Any]:
         """Do all rounds; the findings as JSON."""
         plan, death = self.plan, self._death()
         prefix = plan.rehearsal_prefix
         of = await self._fingerprint()
+        self.nodes = await find_nodes(self.store, plan)
         clients = self._clients(await _login(plan), prefix)
         await self._change(
             rehearsal_prefix=prefix,
@@ -177,6 +191,8 @@ class _Rehearsal:
             "resurrected_writes": self.resurrected,
             "errors": clients.errors[:REHEARSAL_ERRORS_KEPT],
             "error_count": len(clients.errors),
+            "clusters": [str(side) for side in self.nodes.masters],
+            "silent_nodes": sum(len(row["nodes_not_written"]) for row in self.rows),
             "stall_ms_p50": percentile(whole, 0.5),
             "stall_ms_p99": percentile(whole, 0.99),
             "stall_ms_max": max(whole, default=0.0),
@@ -269,10 +285,13 @@ class _Rehearsal:
             outcome = f"given up, as a cutover would be: {exc.what}"
         finally:
             await switch.close()
+        clients.begin_answers()
         await asyncio.sleep(REHEARSAL_SETTLE_S)
         if dies is not None and dies.back is not None:
             await dies.back
             await self._followed()
+        authority = to if outcome == "switched" else to.other
+        silent = await self._silent_nodes(clients, authority)
         return {
             "to": str(to),
             "outcome": outcome,
@@ -282,8 +301,20 @@ class _Rehearsal:
             "quiet_ms": round(quiet_ms, 1),
             "keys": switch.facts.get("keys", 0),
             "fence": switch.facts.get("fence", ""),
+            "authority": str(authority),
+            "nodes": self.nodes.count(authority),
+            "nodes_not_written": silent,
             "steps": "; ".join(f"{row['step']} {row['ms']} ms" for row in switch.timeline),
         }
+
+    async def _silent_nodes(self, clients: ProbeClients, authority: Side) -> list[str]:
+        """Return the nodes of the authority that answered no request of the sessions in time."""
+        deadline = time.monotonic() + REHEARSAL_WITHIN_S
+        while silent := self.nodes.silent(authority, clients.answered_by):
+            if time.monotonic() > deadline:
+                break
+            await asyncio.sleep(REHEARSAL_AGAIN_S)
+        return silent
 
     async def _followed(self) -> None:
         route = await read_route(self.store)
@@ -336,12 +367,15 @@ async def _login(plan: Plan) -> Address:
 async def _clean(plan: Plan, guard_name: str) -> None:
     """Remove the keys of this rehearsal, and of one that died: their names are always the same."""
     prefix = plan.rehearsal_prefix
-    keys = [*names(prefix), *names(prefix + _KILLED_KEYS)]
-    keys += [guard_key(guard_name), fence_guard_key(guard_name)]
-    for side in Side:
-        endpoint = Endpoint(side, plan.address(side))
-        async with await endpoint.connect(name="exodus-rehearsal") as leg:
-            await leg.pipeline([("UNLINK", key) for key in keys])
+    ends = [Endpoint(side, plan.address(side)) for side in Side]
+    slots = GUARD_SLOTS if any(end.cluster for end in ends) else ()
+    keys = [*names(prefix, slots), *names(prefix + _KILLED_KEYS, slots)]
+    for end in ends:
+        ours = [guard_key(guard_name), fence_guard_key(guard_name)]
+        if end.cluster is not None:
+            ours = guard_keys(guard_name)
+        async with await end.connect(name="exodus-rehearsal") as leg:
+            await leg.pipeline([("UNLINK", key) for key in [*keys, *ours]])
 
 
 def _guard_name(migration: str) -> str:

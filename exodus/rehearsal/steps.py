@@ -16,10 +16,10 @@ from dataclasses import dataclass, field
 from exodus.control.changes import Key
 from exodus.control.heartbeats import GatewayHeartbeat
 from exodus.control.route import ask_for_beats, read_route, say_soon
-from exodus.control.schema import guard_key
-from exodus.copy.guard import replace_write_grant_on
+from exodus.copy.guard import replace_write_grant_on, set_writer_epoch
 from exodus.cutover.beside_keys import compare, required
 from exodus.cutover.context import Switch
+from exodus.cutover.listeners_check import check_listeners, lacks
 from exodus.cutover.settle import closed
 from exodus.cutover.steps_after_switch import change_authority, release_writes
 from exodus.cutover.steps_under_hold import hold, store_run
@@ -40,6 +40,7 @@ from exodus.plan.vocabulary import Hold
 from exodus.rehearsal.clients import ProbeClients
 from exodus.rehearsal.copying import ReservedSync
 from exodus.rehearsal.fence import RehearsedFence
+from exodus.rehearsal.fence_cluster import fence_for_rehearsal
 from exodus.verify.comparison import open_comparison
 from exodus.verify.reconcile import compare_now
 
@@ -60,7 +61,7 @@ class RehearsedSwitch(Switch):
 
     @property
     def fenced_servers(self) -> set[str] | None:
-        """Return None: a rehearsal fences a user of its own, on the master only."""
+        """Return None: a rehearsal fences a user of its own, and nobody else's writes."""
         return None
 
     async def change(self, **changes: object) -> None:
@@ -74,11 +75,13 @@ class RehearsedSwitch(Switch):
 
     async def close(self) -> None:
         """Give connections back."""
-        if self.sync is not None:
-            await self.sync.close()
-        if self.fenced is not None:
-            await self.fenced.close()
-        await super().close()
+        try:
+            if self.sync is not None:
+                await self.sync.close()
+            if self.fenced is not None:
+                await self.fenced.close()
+        finally:
+            await super().close()
 
 
 def steps() -> list[Step]:
@@ -110,6 +113,7 @@ async def _prepare(any_switch: Switch) -> None:
     switch = _of(any_switch)
     switch.route = await read_route(switch.store)
     switch.standing = await look_at_servers(switch.plan)
+    switch.listeners = await check_listeners(switch.store, switch.plan)
     for side in (switch.old, switch.to):
         switch.legs[side] = await switch.endpoint(side).connect(name="exodus-switch")
     switch.heard = switch.store.client.pubsub()
@@ -119,15 +123,15 @@ async def _prepare(any_switch: Switch) -> None:
         update={"authority": switch.old, "writer_epoch": switch.writer, "native": False}
     )
     for side, epoch in ((switch.to, switch.writer), (switch.old, switch.writer + 1)):
-        await switch.legs[side].call("SET", guard_key(switch.guard_name), epoch)
+        await set_writer_epoch(switch.endpoint(side), switch.guard_name, epoch)
     engine = await open_engine(switch.store, own, one_way)
     switch.comparison = await open_comparison(engine)
     await compare_now(switch.comparison, [(0, b"exodus: no such key")])
     copier = await engine.copier(engine.guard(), name="exodus-rehearsal")
     switch.sync = ReservedSync(engine, copier, switch.clients)
     await switch.sync.start()
-    switch.fenced = RehearsedFence(switch.legs[switch.old], switch.guard_name)
-    await switch.fenced.prepare(switch.store, switch.plan, switch.old)
+    switch.fenced = fence_for_rehearsal(switch.plan, switch.legs[switch.old], switch.guard_name)
+    await switch.fenced.prepare(switch.store, switch.plan, switch.old, switch.id)
 
 
 async def _pre_drain(any_switch: Switch) -> None:
@@ -211,8 +215,13 @@ async def _confirm(any_switch: Switch) -> None:
 async def _held_still(switch: RehearsedSwitch) -> None:
     epoch, since_ms = switch.route.epoch, await ask_for_beats(switch.store)
     await switch.gateways(
-        lambda beat: beat.epoch == epoch and switch.held(beat) and beat.at_ms >= since_ms,
-        "a gateway does not hold the rehearsal's writes any more",
+        lambda beat: (
+            beat.epoch == epoch
+            and switch.held(beat)
+            and beat.at_ms >= since_ms
+            and not lacks(beat, switch.listeners)
+        ),
+        "a gateway does not hold the rehearsal's writes any more, or has no listener for a node",
         min(HOLD_ACK_S, switch.left_s()),
     )
     if await store_run(switch) != switch.store_run:

@@ -16,15 +16,19 @@ from __future__ import annotations
 import re
 import secrets
 from collections.abc import Sequence
+from contextlib import AsyncExitStack
 from enum import StrEnum
 from typing import Any, NamedTuple
 
+from exodus.commands.slots import slot_of
 from exodus.net.leg import Leg, Reply, ReplyError
 from exodus.observe.monitor import hidden
 from exodus.observe.workload import Workload
 from exodus.plan.bounds import SHAPE_PROOFS_MAX
 from exodus.shadow.rules import Rules, error_code
 from exodus.shadow.shape_specs import Spec, spec_of
+from exodus.topology.endpoint import Endpoint
+from exodus.topology.node import Node
 from exodus.topology.permits import refused_of
 
 _KEYS = ("K1", "K2", "K3")
@@ -42,6 +46,15 @@ class Verdict(StrEnum):
     DIFFERS = "differs"
     MISSING = "missing"
     NOT_PROVABLE = "not provable"
+
+
+_BADNESS = [
+    Verdict.SAME,
+    Verdict.ACCEPTED,
+    Verdict.NOT_PROVABLE,
+    Verdict.DIFFERS,
+    Verdict.MISSING,
+]
 
 
 class Shape(NamedTuple):
@@ -82,8 +95,52 @@ def shapes_of(workload: Workload | None, commands: Sequence[dict[str, Any]]) -> 
     return sorted(found, key=lambda shape: -shape.calls)
 
 
+async def prove_on(
+    shapes: Sequence[Shape], target: Node, source: Endpoint | None, rules: Rules
+) -> list[dict[str, Any]]:
+    """Try each shape on scratch keys of a node of the target, and of the source's node that has the
+    same slot; see `prove`.
+
+    Raises:
+        SourceError, TargetError, OperatorError: a node does not answer, or refuses the login.
+    """
+    tag = target.tag
+    async with AsyncExitStack() as legs:
+        theirs = await legs.enter_async_context(await target.connect(name="exodus-prove"))
+        ours = None
+        if source is not None:
+            nodes = await source.each_node()
+            slot = slot_of(tag.encode())
+            alike = [node for node in nodes if node.shard is not None and node.shard.has(slot)]
+            node = alike[0] if tag and alike else nodes[0]
+            tag = tag or node.tag
+            ours = await legs.enter_async_context(await node.connect(name="exodus-prove"))
+        return await prove(shapes, theirs, ours, rules, tag=tag)
+
+
+def worst_of(tried: Sequence[tuple[str, list[dict[str, Any]]]]) -> list[dict[str, Any]]:
+    """Return a row a shape of several nodes: of the node on which it went worst.
+
+    Args:
+        tried: node and its rows, which are of the same shapes in the same order.
+    """
+    found = []
+    for of_each in zip(*[rows for _, rows in tried], strict=True):
+        badness = [_BADNESS.index(row["verdict"]) for row in of_each]
+        worst = badness.index(max(badness))
+        row = of_each[worst]
+        alike = len(set(badness)) == 1
+        found.append(row if alike else {**row, "how": f"on {tried[worst][0]}: {row['how']}"})
+    return found
+
+
 async def prove(
-    shapes: Sequence[Shape], target: Leg, source: Leg | None, rules: Rules
+    shapes: Sequence[Shape],
+    target: Leg,
+    source: Leg | None,
+    rules: Rules,
+    *,
+    tag: str = "",
 ) -> list[dict[str, Any]]:
     """Try each shape; a row of verdict and reason for each.
 
@@ -91,13 +148,21 @@ async def prove(
 
     Scratch keys are removed in the same pipeline. Replies of the source are compared by `rules`.
 
+    Args:
+        shapes: what is tried.
+        target: a connection to one node.
+        source: the same, or None.
+        rules: by which replies are compared.
+        tag: in braces, of a slot that both nodes have; empty where no side is a cluster.
+
     Raises:
         SourceError, TargetError: a side went away.
     """
     prefix = f"exodus:load:{secrets.token_hex(4)}"
     rows = []
     for number, shape in enumerate(shapes):
-        keys = {name: f"{prefix}:{{{number}}}:{name}" for name in _KEYS}
+        own = f"{prefix}:{tag}:{number}" if tag else f"{prefix}:{{{number}}}"
+        keys = {name: f"{own}:{name}" for name in _KEYS}
         spec = (
             spec_of(shape.command, shape.options)
             if number < SHAPE_PROOFS_MAX

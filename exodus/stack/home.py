@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict
 from exodus.private_files import FILE_MODE, open_to_others, private_folder, write_private
 from exodus.safe_text import remember
 
+_PORTS = range(27_500, 32_700)
 _PRIVATE = (
     "*.password",
     "*.given-password",
@@ -153,13 +154,17 @@ def free_port() -> int:
 
 
 def free_ports(count: int) -> int:
-    """Return the first of some ports in a row on which nobody listens now."""
+    """Return the first of some ports in a row on which nobody listens now.
+
+    They are below those that a kernel gives to connections by itself (from 32768 on), since a
+    connection would take one before the caller listens there.
+    """
     while True:
-        first = free_port()
+        first = _PORTS.start + secrets.randbelow(len(_PORTS) - count)
         try:
             with contextlib.ExitStack() as held:
                 for port in range(first, first + count):
                     held.enter_context(socket.create_server(("127.0.0.1", port)))
                 return first
-        except (OSError, OverflowError):
+        except OSError:
             continue

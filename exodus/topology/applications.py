@@ -10,6 +10,7 @@ from exodus.net.routed import RoutedLeg
 from exodus.plan.address import Address, Cluster, ServerLogin
 from exodus.plan.plan import Plan
 from exodus.plan.vocabulary import Side
+from exodus.topology.endpoint import Endpoint
 
 
 async def connect_as_application(
@@ -63,12 +64,18 @@ async def connect_as_application(
 
 
 async def takes_nobody(plan: Plan, side: Side) -> bool:
-    """Return whether a side lets a client in that shows no login."""
+    """Return whether a side lets a client in that shows no login; of a cluster, every master.
+
+    Raises:
+        SourceError, TargetError: no node of a cluster says who has which slots.
+    """
     none = {"username": None, "password": None, "password_env": None, "password_file": None}
+    endpoint = Endpoint(side, plan.address(side))
+    nodes = [node.place for node in await endpoint.each_node()]
     try:
-        async with await Leg.connect(
-            plan.address(side).model_copy(update=none), side, name="exodus-login"
-        ):
-            return True
+        for node in nodes:
+            async with await Leg.connect(node.model_copy(update=none), side, name="exodus-login"):
+                pass
     except (OperatorError, SourceError, TargetError):  # one in protected mode ends the connection
         return False
+    return True

@@ -12,18 +12,22 @@ from exodus.plan.bounds import CLUSTER_GUARD_EVERY
 from exodus.plan.plan import Plan
 from exodus.plan.vocabulary import Cutover, Side
 from exodus.topology.node import Node, NodeFacts
+from exodus.topology.node_checks import check_nodes
 from exodus.topology.pair_checks import Finding
 
 
 async def check_clusters(plan: Plan) -> list[Finding]:
     """Return the findings of the sides that are clusters."""
     found: list[Finding] = []
-    for side in Side:
+    sides = [side for side in Side if isinstance(plan.address(side), Cluster)]
+    for side in sides:
         place = plan.address(side)
-        if isinstance(place, Cluster):
-            # Exodus writes to the target, and through a gateway also back to the source.
-            written = side is Side.TARGET or plan.cutover is Cutover.GATEWAY
-            found += await _check(side, place, written=written)
+        assert isinstance(place, Cluster)
+        # Exodus writes to the target, and through a gateway also back to the source.
+        written = side is Side.TARGET or plan.cutover is Cutover.GATEWAY
+        found += await _check(side, place, written=written)
+    if sides and not any(each.severity == "fatal" for each in found):
+        found += await check_nodes(plan, sides)
     return found
 
 

@@ -8,6 +8,7 @@ of now. Callers ask for the node of a key, for all nodes, or for a connection th
 from __future__ import annotations
 
 from exodus.commands.slots import shard_named
+from exodus.errors import OperatorError, SourceError, TargetError
 from exodus.net.clusters import NoMaster, cluster_of, look
 from exodus.net.leg import Leg, lost
 from exodus.net.masters import master_of
@@ -86,6 +87,22 @@ class Endpoint:
         announced = believed.replicas if believed is not None else ()
         return [Node(self.side, self.place.server(name)) for name in announced]
 
+    async def each_server(self) -> list[Node]:
+        """Return the masters, and those replicas of a cluster that are reached. Users, certificates
+        and settings are each server's own, and a replica may be a master next.
+
+        A replica that is not reached is a finding of its own (`cluster_checks.py`).
+
+        Raises:
+            SourceError, TargetError: no node of a cluster says who has which slots.
+        """
+        nodes = await self.each_node()
+        if self.cluster is None:
+            return nodes
+        replicas = self.replicas()
+        reached = await together(_reached(replica) for replica in replicas)
+        return [*nodes, *(each for each, there in zip(replicas, reached, strict=True) if there)]
+
     @property
     def cluster(self) -> Cluster | None:
         """Return the cluster that this side is, or None."""
@@ -142,3 +159,11 @@ class Endpoint:
         if node is not None:
             leg.pin(node)
         return leg
+
+
+async def _reached(node: Node) -> bool:
+    try:
+        async with await node.connect(name="exodus-check"):
+            return True
+    except (OperatorError, SourceError, TargetError):
+        return False

@@ -15,7 +15,6 @@ from exodus.net.info import databases_of, info_of
 from exodus.net.leg import Leg, ReplyError, not_yet
 from exodus.net.masters import failovers_of
 from exodus.plan.address import Address, Service
-from exodus.plan.own_keys import RESERVED_PREFIX
 from exodus.plan.vocabulary import Side
 
 # Settings that bound what one command may be; the server ends the connection of whoever goes
@@ -29,7 +28,6 @@ _PAYLOAD_VERSIONS: dict[str, list[tuple[tuple[int, ...], int]]] = {
     "redis": [((7, 4), 12), ((7, 2), 11), ((7,), 10), ((5,), 9), ((4,), 8)],
     "valkey": [((9,), 80), ((7, 2), 11)],
 }
-_PROBE = RESERVED_PREFIX + b"%b}"  # never written
 _HASH_FIELD_TTL = (b"HPEXPIREAT", b"HEXPIRE")
 
 
@@ -89,13 +87,23 @@ class Node:
             self.name = place.place if isinstance(place, Address) else place.service
 
     @property
-    def _scratch(self) -> bytes:
-        """Return the name of a key that nobody has; on a cluster one of this node's slots, since
-        another node's would be refused.
+    def where(self) -> str:
+        """Return the server's address, or the name of the service, for people."""
+        return self.place.place if isinstance(self.place, Address) else self.place.service
+
+    @property
+    def tag(self) -> str:
+        """Return a hash tag, in braces, of a slot that this node has: scratch keys begin with it,
+        since another node's would be refused. Empty where the side is no cluster.
         """
         if self.shard is None:
-            return _PROBE % b"probe"
-        return _PROBE % tag_of(b"probe", self.shard.ranges[0][0])
+            return ""
+        return "{" + tag_of(b"probe", self.shard.ranges[0][0]).decode() + "}"
+
+    @property
+    def scratch(self) -> bytes:
+        """Return the name of a key of Exodus's own that this node can have."""
+        return b"exodus:" + (self.tag.encode() or b"{probe}")
 
     async def connect(self, db: int = 0, *, name: str = "exodus") -> Leg:
         """Connect to the server, or to the master of now."""
@@ -148,7 +156,7 @@ class Node:
                 for part in info.get("valkey_version", info["redis_version"]).split(".")
                 if part.isdigit()
             )
-            scratch = self._scratch
+            scratch = self.scratch
             names = (
                 "pexpiretime",
                 "acl",

@@ -442,22 +442,26 @@ async def _check_login(login: Login, plan: Plan) -> Finding:
         (Side.TARGET, login.target_user or login.user, login.target_secret()),
     ):
         given = SecretStr(secret) if secret is not None else None
-        as_application = plan.address(side).model_copy(
-            update={
-                "username": user,
-                "password": given,
-                "password_env": None,
-                "password_file": None,
-            }
-        )
+        as_application = {
+            "username": user,
+            "password": given,
+            "password_env": None,
+            "password_file": None,
+        }
+        # Each node of a cluster has users of its own. This asks for the nodes as Exodus.
+        servers = await Endpoint(side, plan.address(side)).each_server()
+        refusing = ""
         try:
-            async with await Leg.connect(as_application, side, name="exodus-login"):
-                pass
+            for server in servers:
+                refusing = f" (on {server.where})" if len(servers) > 1 else ""
+                there = server.place.model_copy(update=as_application)
+                async with await Leg.connect(there, side, name="exodus-login"):
+                    pass
         except OperatorError as exc:
             return Finding(
                 "logins",
                 "fatal",
-                f"logins: the {side} refuses {user!r}",
+                f"logins: the {side} refuses {user!r}{refusing}",
                 exc.why,
                 "correct the login, or its user on that side",
             )

@@ -52,7 +52,7 @@ class Refused:
                 f"give the {self.side} its command {self.command} back (rename-command), or "
                 "choose a way that does not use it"
             )
-        keys = " ~*" if "key" in self.said.lower() else ""
+        keys = " ~*" if "key" in self.said.partition(" (on ")[0].lower() else ""
         return (
             f"on the {self.side}: ACL SETUSER {self.user} +{self.command}{keys}; `exodus "
             "users` prints all rights that its roles need"
@@ -94,9 +94,12 @@ async def try_rights(plan: Plan, side: Side, engine: str, version: Version) -> l
         user = address.username or "default"
         try:
             said: dict[str, str] = {}
-            for node in await Endpoint(side, address).each_node():  # users are not replicated
-                async with await node.connect(name="exodus-permits") as leg:
-                    said = {**await _try(leg, user, list(rights)), **said}
+            servers = await Endpoint(side, address).each_server()  # users are not replicated
+            for server in servers:
+                async with await server.connect(name="exodus-permits") as leg:
+                    refused = await _try(leg, user, list(rights))
+                where = f" (on {server.where})" if len(servers) > 1 else ""
+                said = {**{name: f"{why}{where}" for name, why in refused.items()}, **said}
         except OperatorError as exc:
             raise OperatorError(
                 f"{side}: user {user!r} (role {role}): {exc.what}",

@@ -1,5 +1,5 @@
-"""Migrate of a cluster through a real Prefect: copied under writes and through a failover,
-verified, moved by hand, and ended.
+"""A cluster through a real Prefect, moved by hand: watched and tried on every node, copied under
+writes and through a failover, verified, and ended.
 """
 
 from __future__ import annotations
@@ -53,7 +53,13 @@ def test_a_cluster_is_migrated_and_moved_by_hand(
             pipe.set(f"k:{number}", f"value {number}", ex=7_200 if number % 5 == 0 else None)
         pipe.execute()
     home = Home(tmp_path / "stack")
-    options = {"source": place(source), "target": place(target), "cutover": "own"}
+    options = {
+        "source": place(source),
+        "target": place(target),
+        "cutover": "own",
+        "observe_seconds": 1.0,
+        "test_checks": {"failures": "off", "load_seconds": 0.3, "load_times_max": 50.0},
+    }
     up(home, Wanted(options=options), print)
     operator = Operator(home)
     stop = threading.Event()
@@ -63,6 +69,14 @@ def test_a_cluster_is_migrated_and_moved_by_hand(
         refused = operator.exodus("start", "analyze")
         assert refused.returncode == 1, refused
         assert "a side of this migration is a cluster" in refused.stderr
+        for phase, accepted in (
+            ("pre-test", ""),
+            ("test", "rehearsal of the switch\nreplicas of the target"),
+        ):
+            operator.start(phase)
+            operator.waiting(phase, within_s=120)
+            operator.answer("approve", **({"accept_findings": accepted} if accepted else {}))
+            operator.ended(phase, "approved")
         operator.start("migrate")
         source.failover(source.masters()[0])
         operator.waiting("migrate", within_s=180)

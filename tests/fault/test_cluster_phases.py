@@ -18,7 +18,7 @@ from redis.cluster import RedisCluster
 from blocks import Migration
 from blocks.endpoint import RedisEndpoint
 from exodus.control import ledger
-from exodus.control.phase_order import UNTRIED, check_may_begin, due_phase
+from exodus.control.phase_order import check_may_begin, due_phase
 from exodus.cutover.rehearsal_report import check_rehearsal
 from exodus.errors import DecisionRefused, EvidenceFailed
 from exodus.plan.vocabulary import Phase
@@ -31,7 +31,7 @@ from tests.support.local_migration import LocalMigration
 from tests.support.servers import DatabaseServer
 
 pytestmark = pytest.mark.fault
-_ACCEPTED = f"{UNTRIED}\ndatabases"
+_ACCEPTED = "databases"
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +84,7 @@ async def _shop(port: int, stop: asyncio.Event) -> None:
     await asyncio.to_thread(work)
 
 
-async def _approved(local: LocalMigration, phase: Phase) -> None:
+async def _approve(local: LocalMigration, phase: Phase) -> None:
     """Write into the ledger what `ask` does."""
     entry = ledger.LedgerEntry(
         at_ms=await local.store.now_ms(), phase=phase, event="decided", verdict="approve"
@@ -105,7 +105,7 @@ async def _comparer(local: LocalMigration) -> AsyncIterator[None]:
 
 # Great Expectations, which flows import in processes of their own
 @pytest.mark.filterwarnings("default")
-async def test_analyze_says_what_does_not_fit_and_what_was_not_tried(
+async def test_analyze_says_what_does_not_fit_and_tries_every_node(
     make_server: Callable[..., DatabaseServer],
     make_cluster: Callable[..., ClusterBox],
     control_server: DatabaseServer,
@@ -136,12 +136,16 @@ async def test_analyze_says_what_does_not_fit_and_what_was_not_tried(
     ) as local:
         await _save(local, source, target)
         await local.gateway()
-        assert due_phase(await ledger.read(local.store), local.plan) is Phase.ANALYZE
-        for phase in (Phase.PRE_TEST, Phase.TEST):
-            with pytest.raises(DecisionRefused, match="a side of this migration is a cluster"):
+        assert due_phase(await ledger.read(local.store), local.plan) is Phase.PRE_TEST
+        for phase, needed in (
+            (Phase.ANALYZE, "pre-test"),
+            (Phase.COMPARE, "analyze"),
+            (Phase.TEST, "compare"),
+            (Phase.MIGRATE, "test"),
+        ):
+            with pytest.raises(DecisionRefused, match=f"{needed} was not approved"):
                 await check_may_begin(local.store, local.plan, phase)
-        with pytest.raises(DecisionRefused, match="analyze was not approved"):
-            await check_may_begin(local.store, local.plan, Phase.COMPARE)
+        await _approve(local, Phase.PRE_TEST)
         stop = asyncio.Event()
         shopping = asyncio.create_task(_shop(local.port, stop))
         orders = redis.asyncio.Redis(port=local.port, client_name="orders")
@@ -160,10 +164,8 @@ async def test_analyze_says_what_does_not_fit_and_what_was_not_tried(
             await orders.aclose()
             await asyncio.sleep(2)  # the gateway tells its counters twice a second
             await asyncio.to_thread(analyze.analyze, local.plan.name)
-            await _approved(local, Phase.ANALYZE)
+            await _approve(local, Phase.ANALYZE)
             assert due_phase(await ledger.read(local.store), local.plan) is Phase.COMPARE
-            with pytest.raises(DecisionRefused, match="compare was not approved"):
-                await check_may_begin(local.store, local.plan, Phase.MIGRATE)
             async with _comparer(local):
                 await asyncio.to_thread(compare.compare, local.plan.name)
         finally:
@@ -175,11 +177,19 @@ async def test_analyze_says_what_does_not_fit_and_what_was_not_tried(
         assert "every client can use a cluster: orders from 127.0.0.1" in failed.value.why
         assert "MGET: keys of several slots in one command" in failed.value.why
         (shown,) = asked
-        assert [UNTRIED in line for line in shown["summary"]].count(True) >= 1
-        assert shown["refuse"]({"decision": "approve", "accept_findings": "databases"}, None)
+        assert shown["refuse"]({"decision": "approve", "accept_findings": ""}, None)
+        report = await local.store.report("evidence.analyze")
+        assert report is not None
+        verdicts = {row["shape"]: row["verdict"] for row in report["frames"]["shapes"]}
+        assert (verdicts["SET"], verdicts["GET"]) == ("accepted", "accepted")
         assert shown["why_refused"] is None
-        await _approved(local, Phase.COMPARE)
+        await _approve(local, Phase.COMPARE)
+        await check_may_begin(local.store, local.plan, Phase.TEST)
+        assert due_phase(await ledger.read(local.store), local.plan) is Phase.TEST
+        with pytest.raises(DecisionRefused, match="test was not approved"):
+            await check_may_begin(local.store, local.plan, Phase.MIGRATE)
+        await _approve(local, Phase.TEST)
         await check_may_begin(local.store, local.plan, Phase.MIGRATE)
-        assert due_phase(await ledger.read(local.store), local.plan) is Phase.MIGRATE
         wanted = local.plan.model_copy(update={"rehearsal_hours_max": 24.0})
-        assert "NOT REHEARSED" in await check_rehearsal(local.store, wanted)
+        with pytest.raises(DecisionRefused, match="never rehearsed"):
+            await check_rehearsal(local.store, wanted)

@@ -177,6 +177,8 @@ def test_tls_hides_the_requests() -> None:
         "on_keys": 1,
         "requests": 9,
         "probes_sent": 20,
+        "nodes": [{"node": "s:1", "probes_sent": 20, "probes_seen": 20}],
+        "uncounted": "the source does not tell its counts",
         "probes_seen": 20,
         "seen_share": None,
         "reconciled": [],

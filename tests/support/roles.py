@@ -31,7 +31,7 @@ def administrator(box: DatabaseServer) -> redis.Redis:
     return redis.Redis(port=box.port, username=ADMINISTRATOR, password=ADMINISTRATOR)
 
 
-def _take_over(box: DatabaseServer) -> None:
+def take_over(box: DatabaseServer) -> None:
     """Replace the user that the tests' servers begin with."""
     with box.client() as client:
         client.execute_command(
@@ -51,7 +51,7 @@ def make_users(
     made: dict[UserRole, dict[str, Credentials]] = {role: {} for role in UserRole}
     own: dict[Side, Address] = {}
     for side, box in servers.items():
-        _take_over(box)
+        take_over(box)
         for role in UserRole:
             name, password = f"exodus-{role}", secrets.token_hex(8)
             file = folder / f"{side}-{role}"
