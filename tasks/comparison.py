@@ -34,6 +34,7 @@ from exodus.shadow.causes import Cause
 from exodus.shadow.coverage import coverage
 from exodus.shadow.equivalence import Moment, bound_text, convergence
 from exodus.shadow.findings import EFFECT, NOTHING_COMPARED, why_not_accepted
+from exodus.shadow.investigation import expiry_slack_ms
 from exodus.shadow.write_replies import OTHER_STATE
 from exodus.topology.endpoint import Endpoint
 from exodus.verify.reconcile import spot_check
@@ -121,6 +122,7 @@ async def _figures(it: Opened, series: list[Moment]) -> Json:
         "states_compared": sum(beat.facts.states_compared for beat in beats),
         "away_ms": sum(beat.facts.away_ms for beat in beats),
         "rows_lost": sum(beat.facts.divergences_lost for beat in beats),
+        "keys_copied_again": sum(beat.facts.copied_again for beat in beats),
         "inconclusive_why": dict(inconclusive),
         **convergence(series, [lag for beat in beats for lag in beat.facts.lags_ms]),
     }
@@ -248,15 +250,16 @@ async def _convergence(it: Opened) -> Json:
     sampled = (await read_route(it.store)).sample.test()
     keys = [key for key in await _listed(it, it.store.keys.seeded) if sampled(key[1])]
     engine = await open_engine(it.store, it.plan)
+    slack_ms = expiry_slack_ms(engine)
     async with await engine.authority_leg(name="exodus-compare") as leg:
-        differ, written = await spot_check(engine, keys), set()
+        differ, written = await spot_check(engine, keys, slack_ms=slack_ms), set()
         for pause in (1, 2, 4):
             if not differ:
                 break
             suspects = [(found.db, found.key) for found in differ]
             before = await _fingerprints(leg, suspects)
             await asyncio.sleep(TASKS_COMPARISON_SETTLE_S * pause)
-            differ = await spot_check(engine, suspects)
+            differ = await spot_check(engine, suspects, slack_ms=slack_ms)
             after = await _fingerprints(leg, [(found.db, found.key) for found in differ])
             written = {key for key, fingerprint in after.items() if fingerprint != before[key]}
     known = await divergences.open_kinds(it.store)
@@ -319,9 +322,9 @@ async def _unlink(it: Opened, keys: Iterable[Key]) -> None:
     by_db: dict[int, list[bytes]] = {}
     for db, key in keys:
         by_db.setdefault(db, []).append(key)
-    node = await it.endpoint(Side.TARGET).any_node()
+    target = it.endpoint(Side.TARGET)
     for db, names in by_db.items():
-        async with await node.connect(db, name="exodus-compare") as leg:
+        async with await target.connect(db=db, name="exodus-compare") as leg:
             for start in range(0, len(names), 500):
                 await leg.call("UNLINK", *names[start : start + 500])
 

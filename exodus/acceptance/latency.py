@@ -14,7 +14,6 @@ from exodus.control import registry
 from exodus.control.heartbeats import GatewayHeartbeat
 from exodus.control.route import ask_for_latency
 from exodus.control.store import ControlStore
-from exodus.plan.address import Cluster
 from exodus.plan.bounds import ACCEPTANCE_LATENCY_S, ACCEPTANCE_LOOK_S
 from exodus.plan.plan import Plan
 from exodus.plan.vocabulary import Side
@@ -35,7 +34,7 @@ async def check_latency(plan: Plan, store: ControlStore) -> list[Checked]:
             break
         await asyncio.sleep(ACCEPTANCE_LOOK_S)
     rows = [_judged(plan, beat, asked_ms) for beat in beats]
-    if rows and any(isinstance(plan.address(side), Cluster) for side in Side):
+    if rows and plan.has_cluster:
         rows.append(
             not_done(
                 OF_NODES,

@@ -463,8 +463,9 @@ def _show(status: Json, api: PrefectApi | None) -> None:
         )
     for facts in (beat for beat in status["syncers"] if "probe_lag_ms_p50" in beat):
         why = f" · {facts['probe_why']}" if facts["probe_why"] else ""
+        slowest = f" (slowest: {facts['probe_slowest']})" if facts.get("probe_slowest") else ""
         show(
-            f"write to follower: p50 {facts['probe_lag_ms_p50']} ms, p99 "
+            f"write to follower{slowest}: p50 {facts['probe_lag_ms_p50']} ms, p99 "
             f"{facts['probe_lag_ms_p99']} ms{why}"
         )
     show(f"freshness: {status['freshness']['text']}")

@@ -114,6 +114,7 @@ class SyncerFacts(_Facts):
     lag_ms_p99: int = 0
     probe_lag_ms_p50: float | None = None  # None: another syncer measures it
     probe_lag_ms_p99: float | None = None
+    probe_slowest: str | None = None  # between which nodes of clusters this is
     probes_missed: int | None = None
     probe_why: str | None = None
     keys_in_per_s: float = 0.0
@@ -147,6 +148,7 @@ class ComparerFacts(_Facts):
     states_compared: int = 0  # states of sampled keys, each time anew
     task_failures: int = 0  # errors of Exodus, after which the work began again
     keys_refused: int = 0  # keys beyond COMPARE_KEYS_MAX
+    copied_again: int = 0  # keys, since a server restarted or another one took over
 
 
 class Heartbeat(BaseModel):

@@ -19,7 +19,7 @@ _NEEDS = {
     Phase.MIGRATE: Phase.TEST,
     Phase.COMMIT: Phase.MIGRATE,
 }
-_FOR_ONE_SERVER = frozenset({Phase.COMPARE})
+_LEARNS = frozenset({Phase.ANALYZE, Phase.COMPARE})  # from what passes a gateway
 _HOUR_MS = 3_600_000
 
 
@@ -39,14 +39,8 @@ def due_phase(entries: list[LedgerEntry], plan: Plan) -> Phase | None:
 
 
 def phases_left_out(plan: Plan) -> frozenset[Phase]:
-    """Return the phases that a plan leaves out.
-
-    With a cluster these are the phases that speak to one server. Without gateways Analyze is left
-    out, too.
-    """
-    if plan.watches_traffic:
-        return frozenset()
-    return _FOR_ONE_SERVER if plan.has_gateways else _FOR_ONE_SERVER | {Phase.ANALYZE}
+    """Return the phases that a plan leaves out: without gateways those that learn from them."""
+    return frozenset() if plan.has_gateways else _LEARNS
 
 
 async def check_may_begin(store: ControlStore, plan: Plan, phase: Phase) -> None:
@@ -70,10 +64,8 @@ async def check_may_begin(store: ControlStore, plan: Plan, phase: Phase) -> None
     if phase in left_out:
         following = due_phase([], plan)
         raise DecisionRefused(
-            f"{phase} may not begin: a side of this migration is a cluster",
-            why="applications pass no gateway that could learn from them"
-            if phase is Phase.ANALYZE
-            else "this phase samples requests for one server only",
+            f"{phase} may not begin: the applications of this migration pass no gateway",
+            why="a side is a cluster, and the plan says cutover: own",
             next_step=f"exodus start {following}; see docs/operating/cluster.md",
         )
     if problems := ledger.broken(await ledger.read_stored(store)):

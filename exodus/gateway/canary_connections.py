@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import ssl
 from collections import deque
+from collections.abc import Callable
 from time import monotonic
 from typing import cast
 
@@ -35,7 +36,12 @@ class CanaryConnections:
         *,
         field: str,
         wait_s: float,
+        elsewhere: Callable[[bytes, str], bool] | None = None,
     ) -> None:
+        """`elsewhere` is told of each error, and of the host that was asked; it says whether the
+        read was asked at the wrong node.
+        """
+        self._elsewhere = elsewhere
         self._canary = canary
         self._address, self._tls, self._field = address, tls, field
         self._wait_s = wait_s
@@ -75,8 +81,11 @@ class CanaryConnections:
 
     async def _open(self) -> _CanaryConnection:
         return await open_protocol(
-            self._address, self._tls, lambda: _CanaryConnection(self._canary)
+            self._address, self._tls, lambda: _CanaryConnection(self._canary, self._is_elsewhere)
         )
+
+    def _is_elsewhere(self, said: bytes) -> bool:
+        return self._elsewhere is not None and self._elsewhere(said, self._address.host)
 
     def ask(self, session: Session, read: CanaryRead, request: bytes, protocol: int) -> None:
         """Send a session's read to the follower."""
@@ -116,8 +125,9 @@ class CanaryConnections:
 class _CanaryConnection(asyncio.Protocol):
     """One connection: requests out, replies in, in order."""
 
-    def __init__(self, canary: Canary) -> None:
+    def __init__(self, canary: Canary, elsewhere: Callable[[bytes], bool]) -> None:
         self.lost = False
+        self._elsewhere = elsewhere
         self.asked: deque[tuple[Session, CanaryRead, float]] = deque()
         self._canary = canary
         self._transport: asyncio.Transport | None = None
@@ -171,7 +181,10 @@ class _CanaryConnection(asyncio.Protocol):
         session, read, asked = self.asked.popleft()
         self._canary.answer_us.record(int((monotonic() - asked) * 1_000_000))
         if not read.done:
-            read.answered(frame, error=reply.error)
+            if reply.error and self._elsewhere(reply.head):
+                read.left_out()
+            else:
+                read.answered(frame, error=reply.error)
             session.from_follower()
 
     def connection_lost(self, exc: Exception | None) -> None:

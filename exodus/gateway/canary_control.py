@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
 
 from exodus.background import BackgroundTasks
 from exodus.control.heartbeats import CanaryFacts
 from exodus.control.route import Route
 from exodus.gateway.canary_connections import CanaryConnections
+from exodus.gateway.canary_nodes import CanaryNodes
 from exodus.gateway.canary_reads import Canary, CanaryRead
 from exodus.gateway.orders import Orders
 from exodus.gateway.route_changes import RouteChanges
 from exodus.gateway.session import Session
 from exodus.gateway.tls import TlsContexts
 from exodus.net.masters import standing
+from exodus.plan.address import Cluster
 from exodus.plan.bounds import CANARY_LINGERS_S
 from exodus.plan.plan import Plan
 from exodus.plan.share import share_bound
@@ -34,15 +37,18 @@ class CanaryControl:
         tasks: BackgroundTasks,
         changes: RouteChanges,
         beat_now: asyncio.Event,
+        look_now: Callable[[Side], None],
     ) -> None:
+        """`look_now` asks the nodes of a cluster who has which slots."""
         self._plan = plan
         self._tls = tls
         self._orders = orders
         self._tasks = tasks
         self._changes = changes
         self._beat_now = beat_now
+        self._look_now = look_now
         self._changing = asyncio.Lock()
-        self._follower: CanaryConnections | None = None
+        self._follower: CanaryConnections | CanaryNodes | None = None
         self.ordered = 0.0  # the share that the route asks for
         self.share = 0.0  # the share that this process serves
         self.gave_up = ""  # why this process gave the canary up; the route may not say so yet
@@ -102,13 +108,19 @@ class CanaryControl:
                 self._serve(share)
                 self._beat_now.set()
 
-    async def _connected(self, side: Side) -> CanaryConnections | None:
+    async def _connected(self, side: Side) -> CanaryConnections | CanaryNodes | None:
         place = self._plan.acting(UserRole.GATEWAY).address(side)
-        wait_s = self._plan.canary.wait_ms_max / 1000
+        wait_s, tls = self._plan.canary.wait_ms_max / 1000, self._tls.side(side)
+        follower: CanaryConnections | CanaryNodes
         try:
-            follower = CanaryConnections(
-                self.canary, standing(place), self._tls.side(side), field=side, wait_s=wait_s
-            )
+            if isinstance(place, Cluster):
+                follower = CanaryNodes(
+                    self.canary, place, tls, self._tasks, self._look_now, side=side, wait_s=wait_s
+                )
+            else:
+                follower = CanaryConnections(
+                    self.canary, standing(place), tls, field=side, wait_s=wait_s
+                )
             await follower.connect()
         except (OSError, TimeoutError) as exc:
             self._give_up(f"the {side} takes no connection: {str(exc) or type(exc).__name__}")

@@ -57,9 +57,10 @@ BAD = frozenset({Outcome.FAILED, Outcome.LATE})
 class CanaryRead:
     """One read that both sides are asked. It is decided when the follower answers or fails."""
 
-    __slots__ = ("done", "failed", "found", "frame", "late", "refused", "unasked")
+    __slots__ = ("done", "failed", "found", "frame", "key", "late", "refused", "unasked")
 
-    def __init__(self) -> None:
+    def __init__(self, key: bytes) -> None:
+        self.key = key
         self.done = False  # the follower answered, failed or was too late
         self.found = b""  # the follower's answer
         self.failed = False

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 
+from exodus.commands.keys import integer
 from exodus.commands.slots import SLOTS, slot_of
 from exodus.resp.tree import Part, array, bulk, number, parse, render
 
@@ -41,7 +42,12 @@ _MODES = (
     (b"server_mode:standalone\r\n", b"server_mode:cluster\r\n"),
     (b"cluster_enabled:0\r\n", b"cluster_enabled:1\r\n"),
 )
-# To know them, the whole keyspace would have to be scanned for each request.
+_NO_SLOT = {  # as a node says it
+    b"COUNTKEYSINSLOT": b"-ERR Invalid slot\r\n",
+    b"GETKEYSINSLOT": b"-ERR Invalid slot or number of keys\r\n",
+}
+# To know them, the whole keyspace would have to be scanned for each request. A number that is not
+# true would be worse than an error: tools that move slots take 0 for a slot that is empty.
 _KEYS_UNKNOWN = (
     b"-ERR the server behind this gateway is no cluster: it has no list of keys by slot\r\n"
 )
@@ -96,7 +102,8 @@ def answer(
     if word in (b"REPLICAS", b"SLAVES", b"COUNT-FAILURE-REPORTS") and args[2] != ident.encode():
         return b"-ERR Unknown node %b\r\n" % args[2]
     if word in (b"COUNTKEYSINSLOT", b"GETKEYSINSLOT"):
-        return _KEYS_UNKNOWN
+        slot = integer(args[2])
+        return _KEYS_UNKNOWN if slot is not None and slot < SLOTS else _NO_SLOT[word]
     found = _replies(protocol, host, port, ident, tls=tls)
     return render(number(slot_of(args[2])) if word == b"KEYSLOT" else found[word])
 

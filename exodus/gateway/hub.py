@@ -60,6 +60,7 @@ from exodus.plan.bounds import (
     HUB_FLUSH_S,
     LISTENERS_BACKLOG_MAX,
     MOVE_SECONDS_MAX,
+    NEWCOMERS_A_PASS,
     STRANGERS_SHARE,
 )
 from exodus.plan.plan import Plan
@@ -84,6 +85,7 @@ class Gateway:
         self.plan = plan
         self.options = options
         self.turns = Turns()
+        self.newcomers = Turns(a_pass=NEWCOMERS_A_PASS)
         self.strangers = Turns(STRANGERS_SHARE)
         self.telemetry = Telemetry(KeySketches())
         self.tasks = BackgroundTasks("gateway")
@@ -158,7 +160,13 @@ class Gateway:
         self.shadow_stream = ShadowStream(store)
         self.shadow = self.shadow_stream.offer
         self.canary = CanaryControl(
-            plan, self.tls_contexts, self.groups.main.orders, self.tasks, changes, beat_now
+            plan,
+            self.tls_contexts,
+            self.groups.main.orders,
+            self.tasks,
+            changes,
+            beat_now,
+            self.topology.look_now,
         )
         self.redirects = RedirectControl(
             self.connections,

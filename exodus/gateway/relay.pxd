@@ -13,9 +13,10 @@ cdef class Turns:
     cdef object _waiting
     cdef bint _scheduled
     cdef double _rests_s
+    cdef Py_ssize_t _a_pass
 
     cpdef add(self, Connection connection)
-    @cython.locals(connection=Connection, ends=double)
+    @cython.locals(connection=Connection, ends=double, left=Py_ssize_t)
     cpdef _run(self)
     cpdef _rested(self)
 
@@ -49,8 +50,6 @@ cdef class Connection:
     cpdef data_received(self, bytes data)
     @cython.locals(session=Session)
     cdef _read(self, bytes data)
-    cpdef bint is_stranger(self)
-    cdef bint _spends(self, Py_ssize_t size)
     cpdef let_in(self)
     cpdef take_turn(self)
     @cython.locals(leg=LegProtocol)

@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import logging
 import ssl
+import sys
 from collections import deque
 from time import monotonic
 from typing import Protocol, cast
@@ -48,6 +49,7 @@ class Hub(Protocol):
 
     connections: set[Connection]
     turns: Turns
+    newcomers: Turns
     strangers: Turns
 
     def orders_for(self, name: bytes) -> Orders:
@@ -120,7 +122,7 @@ class Hub(Protocol):
 
 
 class Turns:
-    """The connections that have more to read than one turn; first come, first served.
+    """The connections that have more to do than one turn; first come, first served.
 
     Each pass gives them `TURNS_S` together, and reads the requests of all other clients in between.
     So the delay of those does not grow with the number of clients that send more than the gateway
@@ -129,9 +131,11 @@ class Turns:
     Args:
         share: the part of the process's time that these connections may take. 1: each pass of the
             event loop is one of theirs.
+        a_pass: the most connections of one pass, where a turn only begins what takes longer.
     """
 
-    def __init__(self, share: float = 1.0) -> None:
+    def __init__(self, share: float = 1.0, a_pass: int = sys.maxsize) -> None:
+        self._a_pass = a_pass
         self._waiting: deque[Connection] = deque()
         self._scheduled = False
         self._rests_s = TURNS_S / share - TURNS_S
@@ -147,13 +151,14 @@ class Turns:
             asyncio.get_running_loop().call_soon(self._run)
 
     def _run(self) -> None:
-        ends = monotonic() + _TURNS_S
+        ends, left = monotonic() + _TURNS_S, self._a_pass
         waiting = self._waiting
         while waiting:
             connection = waiting.popleft()
             if connection.turns is self:
                 connection.take_turn()
-            if monotonic() >= ends:
+                left -= 1
+            if left <= 0 or monotonic() >= ends:
                 break
         if self._rests_s:
             # Also when nobody waits: who comes next waits for the end of the rest.
@@ -281,7 +286,8 @@ class Connection:
         peer = transport.get_extra_info("peername")
         self.host = str(peer[0]) if isinstance(peer, tuple) else "a Unix socket"
         self.hub.connections.add(self)
-        self._connecting = self._loop.create_task(self._connect())
+        self.turns = self.hub.newcomers
+        self.turns.add(self)
 
     async def _connect(self) -> None:
         while True:
@@ -319,22 +325,11 @@ class Connection:
             self._rest
             or len(data) > _TURN_BYTES_BUSY
             or self.session.requests.turn > _TURN_REQUESTS
-            or (self.orders.login_needed and self._spends(len(data)))
+            or self.session.parts.is_stranger()
         ):
             self._take_turns(data)
         else:
             self._read(data)
-
-    def is_stranger(self) -> bool:
-        """Tell whether the client has no login, and the authority asks for one."""
-        return self.orders.login_needed and not self.session.parts.leg.logged_in
-
-    def _spends(self, size: int) -> bool:
-        """Tell whether a stranger sent more than a login takes; `size` is what it sends now."""
-        if self.session.parts.leg.logged_in:
-            return False
-        self._free_bytes -= size
-        return self._free_bytes <= 0
 
     def _take_turns(self, data: bytes) -> None:
         """Read bytes in turns, with other clients in between."""
@@ -354,7 +349,7 @@ class Connection:
         if self.turns is not None:
             return
         hub = self.hub
-        if not self.is_stranger() or self._free_bytes > 0:
+        if not self.session.parts.is_stranger() or self._free_bytes > 0:
             self.turns = hub.turns
         elif len(hub.strangers) < STRANGERS_WAITING_MAX:
             self.turns = hub.strangers
@@ -365,22 +360,26 @@ class Connection:
 
     def let_in(self) -> None:
         """Wait among the clients with a login, if the session has one by now."""
-        if self.turns is self.hub.strangers and not self.is_stranger():
+        if self.turns is self.hub.strangers and not self.session.parts.is_stranger():
             self.turns = None
             self.wait_for_turn()
 
     def take_turn(self) -> None:
-        """Read the next part of the bytes; `Turns` calls it."""
+        """Read the next part of the bytes, or make the leg; `Turns` calls it."""
         self.turns = None
+        if self._connecting is None:
+            if not self.client_gone:
+                self._connecting = self._loop.create_task(self._connect())
+            return
         if self.full or self.client_gone:
             return  # `answered` continues
         at, size = (
             self._rest_at,
             _TURN_BYTES_BUSY if self.session.requests.turn > _TURN_REQUESTS else _TURN_BYTES,
         )
-        if self.is_stranger():
+        if self.session.parts.is_stranger():
             size = self._free_bytes if self._free_bytes > 0 else _TURN_BYTES_BUSY
-            self._free_bytes -= size
+            self._free_bytes -= min(size, len(self._rest) - at)
         self._rest_at = at + size
         self._read(self._rest[at : at + size])
         if self.client_gone:

@@ -137,7 +137,7 @@ class Syncer(RouteFollower):
         """
         route = self._route
         calm = (
-            self._plan.watches_traffic  # its client speaks to one server
+            self._plan.has_gateways
             and route.sync
             and route.hold is Hold.NONE
             and route.rehearsal_prefix is None
@@ -276,10 +276,12 @@ class Syncer(RouteFollower):
 
     def _probed(self) -> dict[str, Any]:
         probe = self._probe
-        if probe is None or not (probe.lag_ms or probe.why):
+        slowest = probe.slowest if probe is not None else None
+        if probe is None or slowest is None:
             return {}  # another syncer does it
-        p50, p99 = (round(probe.percentile(share), 1) for share in (0.5, 0.99))
+        p50, p99 = (round(slowest.percentile(share), 1) for share in (0.5, 0.99))
         return {
+            "probe_slowest": slowest.name,
             "probe_lag_ms_p50": p50,
             "probe_lag_ms_p99": p99,
             "probes_missed": probe.misses,
@@ -307,18 +309,20 @@ class Syncer(RouteFollower):
             {},
             self._rates.lag_ms_p99,
         )
-        if self._probe is not None and self._probe.lag_ms:
+        for spot in list(self._probe.spots.values()) if self._probe is not None else ():
+            if not spot.lag_ms:
+                continue
             yield (
                 "exodus_syncer_probe_lag_ms_p50",
                 "time from the answer to a write until the follower has it, median",
-                {},
-                self._probe.percentile(0.5),
+                {"way": spot.name},
+                spot.percentile(0.5),
             )
             yield (
                 "exodus_syncer_probe_lag_ms_p99",
                 "time from the answer to a write until the follower has it, 99th percentile",
-                {},
-                self._probe.percentile(0.99),
+                {"way": spot.name},
+                spot.percentile(0.99),
             )
         yield (
             "exodus_syncer_task_failures_total",

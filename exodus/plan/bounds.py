@@ -25,6 +25,7 @@ TURN_REQUESTS = 100  # More requests than this in one turn are many.
 STRANGER_FREE_BYTES = 1024  # A client may send these without a login before it takes turns.
 STRANGERS_SHARE = 0.05  # All clients without a login share this much of a gateway's time.
 STRANGERS_WAITING_MAX = 500  # Clients without a login that take turns. More are closed.
+NEWCOMERS_A_PASS = 4  # New connections that get their leg in one pass of the loop.
 TURNS_S = 0.001  # All clients that need several turns share this much of a pass of the loop.
 
 # The journal, the spool, and the intent log.
@@ -64,6 +65,9 @@ CANARY_IN_FLIGHT_MAX = 10_000  # Reads without the follower's answer. More count
 # Compare.
 COMPARE_LOOKS_S = (0.05, 0.5, 5.0)  # Waits before both sides are asked again for a difference.
 COMPARE_EXPIRY_MS = 500  # Expiries in replies may differ by this.
+COMPARE_LIVES_FRESH_S = 0.2  # Within which both sides are not asked again for failovers.
+COMPARE_REDIRECTS_MAX = 5  # Redirects that a request tried on a cluster follows.
+COMPARE_COPY_AGAIN = 500  # Keys of a batch that are copied again after a failover.
 COMPARE_PENDING_MAX = 1_000  # Differences that wait for another look. More are inconclusive.
 COMPARE_ASKS_PER_S_MAX = 100.0  # Requests that Compare asks the authority again.
 COMPARE_STATES_PER_S_MAX = 100  # States of sampled keys that Compare reads from both sides.

@@ -13,6 +13,7 @@ lower-case letters, digits and dashes.
 | exodus:{NAME.N}:guard         | the guards of writers and fence on a cluster, a slot of many  |
 | exodus:{stage}:TOKEN          | a large key while it is put together; expires                 |
 | exodus:{stage.N}:TOKEN        | the same on a cluster, in the slot of the key                 |
+| exodus:{scratch.N}:TOKEN      | a copy on which Compare tries a write; removed at once        |
 | exodus:{proof}:TOKEN          | whether a payload loads; removed at once                      |
 | exodus:{fence}:probe          | whether a fence holds; expires                                |
 | exodus:{migrate}:probe        | whether MIGRATE reaches the target; expires                   |
@@ -32,7 +33,7 @@ _NAMES = re.compile(
     rb"exodus:\{(?:"
     rb"[a-z0-9][a-z0-9-]{0,39}\}:(?:epoch|fence|native|lane:[0-9]+)"
     rb"|[a-z0-9][a-z0-9-]{0,39}\.[0-9]{1,7}\}:guard"
-    rb"|(?:stage(?:\.[0-9]{1,7})?|proof)\}:[0-9a-f]{16}"
+    rb"|(?:stage(?:\.[0-9]{1,7})?|scratch\.[0-9]{1,7}|proof)\}:[0-9a-f]{16}"
     rb"|(?:fence|migrate)\}:probe"
     rb"|(?:(?:probe|watched)(?:\.[0-9]{1,7})?|exercise)\}"
     rb")"

@@ -346,11 +346,6 @@ class Plan(Options):
                 "to speak to both; give the applications a cluster client and set gateway.facade: "
                 "cluster, or set cutover: own"
             )
-        if self.canary.steps:
-            raise ValueError(
-                f"canary.steps with {named}: canary reads go to one server, and a cluster has "
-                "several; leave canary away"
-            )
         if self.feed is Feed.GATEWAY:
             raise ValueError(
                 f"feed: gateway with {named}: that feed is proved by a write through a gateway to "
@@ -392,20 +387,19 @@ class Plan(Options):
         return Scope(self.filters, self.renames, always=self.rehearsal_prefix, never=is_own)
 
     @property
-    def has_gateways(self) -> bool:
-        """Return whether applications pass gateways."""
-        return self.watches_traffic or self.cutover is Cutover.GATEWAY
+    def has_cluster(self) -> bool:
+        """Return whether a side is a cluster."""
+        return any(isinstance(self.address(side), Cluster) for side in Side)
 
     @property
-    def watches_traffic(self) -> bool:
-        """Return whether Compare is run, and the lag measured: they speak to one server a side."""
-        return not any(isinstance(self.address(side), Cluster) for side in Side)
+    def has_gateways(self) -> bool:
+        """Return whether applications pass gateways."""
+        return self.cutover is Cutover.GATEWAY or not self.has_cluster
 
     @property
     def listener_count(self) -> int:
         """Return how many listeners a gateway has: one, or one a node of a cluster."""
-        clusters = any(isinstance(self.address(side), Cluster) for side in Side)
-        return self.gateway.listeners if clusters else 1
+        return self.gateway.listeners if self.has_cluster else 1
 
     def address(self, side: Side) -> Place:
         """Return the address of one side."""

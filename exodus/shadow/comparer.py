@@ -28,7 +28,7 @@ from typing import Any
 from exodus.cancellation import end_all
 from exodus.commands.table import CommandTable
 from exodus.control import journal
-from exodus.control.changes import pack
+from exodus.control.changes import Key, pack
 from exodus.control.heartbeats import ComparerFacts, ComparerHeartbeat, ProcessKind, ProcessState
 from exodus.control.process import STORE_ERRORS, RouteFollower
 from exodus.control.route import Route
@@ -39,27 +39,38 @@ from exodus.engine import Engine, open_engine
 from exodus.errors import ExodusError
 from exodus.net.client import answered
 from exodus.net.leg import Leg, ReplyError
-from exodus.plan.address import Place
+from exodus.plan.address import Cluster, Place
 from exodus.plan.bounds import COMPARE_LOOKS_S
 from exodus.plan.plan import Plan
 from exodus.plan.sample import KeySample
 from exodus.plan.vocabulary import Side, UserRole
 from exodus.shadow import divergences, resume
+from exodus.shadow.cluster_trials import ClusterTrials
 from exodus.shadow.copies import CopiesState, SampledCopies
 from exodus.shadow.exchange import Exchange
 from exodus.shadow.investigation import Baseline, Investigation
+from exodus.shadow.lives import Lives
 from exodus.shadow.reports import Reporter, Writes
 from exodus.shadow.requests import Requests
 from exodus.shadow.resume import work_of
 from exodus.shadow.rules import Rules
 from exodus.shadow.scratch import Scratch, remove_left, scratch_database
+from exodus.shadow.scratch_cluster import ClusterScratch
 from exodus.shadow.sweep import Sweep
 from exodus.shadow.tally import Tally
-from exodus.shadow.trials import Slow, TrialConnection, kill_script, try_no_more, unconfined
+from exodus.shadow.trials import (
+    Slow,
+    TrialConnection,
+    Trials,
+    kill_script,
+    try_no_more,
+    unconfined,
+)
 from exodus.shadow.verdicts import Judge
 from exodus.shadow.write_replies import WriteReplies
 from exodus.telemetry.sample import Sample
 from exodus.telemetry.states import WAITS
+from exodus.topology.endpoint import Endpoint
 from exodus.topology.watch import TopologyWatch
 
 log = logging.getLogger(__name__)
@@ -145,6 +156,7 @@ class Comparer(RouteFollower):
                     copies, judge, replies, sweep = await self._open(engine, opened)
                     sample = self._sample
                     await copies.follow(sample)  # it may have changed while no comparer ran
+                    await copies.copy_again(engine.run_ids, await self._open_keys())
                     self._why = ""
                     self._states.away("comparing", "", verbs=WAITS)
                     while True:
@@ -158,6 +170,8 @@ class Comparer(RouteFollower):
                         self._pending = judge.pending + replies.waiting.total() + sweep.suspects
                         self._states_compared += sweep.taken()
             except (ExodusError, ReplyError, *STORE_ERRORS) as exc:
+                if self._judge is not None:
+                    self._judge.give_up()
                 self._why = (
                     exc.what if isinstance(exc, ExodusError) else f"{type(exc).__name__}: {exc}"
                 )
@@ -194,9 +208,7 @@ class Comparer(RouteFollower):
         ours = await opened.enter_async_context(
             await engine.follower.connect(name="exodus-compare")
         )
-        authority = await self._tries(
-            (await engine.authority.any_node()).place, engine.route.authority, opened
-        )
+        authority = await self._tries(engine.authority.place, engine.route.authority, opened)
         follower = await self._tries(
             self._as_application(ours.place), engine.route.follower, opened, enters=ours.place
         )
@@ -213,7 +225,7 @@ class Comparer(RouteFollower):
         opened.push_async_callback(investigation.close)
         if self._baseline is None:
             self._baseline = await investigation.baseline()
-            await divergences.begin(self._store)
+        await divergences.begin(self._store)  # pending rows are of connections before these
         reporter = Reporter(
             self._store,
             investigation,
@@ -226,19 +238,14 @@ class Comparer(RouteFollower):
         now = asyncio.get_running_loop().time
         requests = Requests(table, engine.scope, self._rules)
         await remove_left(self._store, ours)
-        db = scratch_database(engine)
-        into = (
-            None if db is None else await Leg.connect(ours.place, ours.side, db=db, name=ours.name)
-        )
-        if into is not None:
-            await opened.enter_async_context(into)
-        scratch = Scratch(engine, ours, follower, into)
+        scratch = await _scratch(engine, ours, follower, requests.table, opened)
+        lives = Lives(engine, now)
 
         async def too_slow(command: bytes, script: bool) -> None:
             await try_no_more(command, self._slow, follower, ours, script=script)
 
         replies = WriteReplies(
-            engine, copies, scratch, requests, self._tally, reporter, too_slow, now
+            engine, copies, scratch, requests, self._tally, reporter, lives, too_slow, now
         )
         judge = Judge(
             engine,
@@ -252,21 +259,27 @@ class Comparer(RouteFollower):
             self._slow,
             self._tally,
             reporter,
+            lives,
             now,
             self._looks_s,
             await unconfined(self._plan, follower, ours),
         )
         self._judge, self._replies = judge, replies
-        sweep = Sweep(copies, investigation, reporter, now, self._looks_s)
+        sweep = Sweep(copies, investigation, reporter, lives, now, self._looks_s)
         return copies, judge, replies, sweep
 
     async def _kill_left_script(self, route: Route) -> None:
         """End the script that a lost connection left on the follower."""
-        async with await Leg.connect(
-            self._plan.address(route.follower), route.follower, name=""
-        ) as ours:
-            await kill_script(ours)
+        endpoint = Endpoint(route.follower, self._plan.address(route.follower))
+        for node in await endpoint.each_node():
+            async with await node.connect(name="") as ours:
+                await kill_script(ours)
         self._slow.script_runs = False
+
+    async def _open_keys(self) -> set[Key]:
+        """Return the keys of open divergences."""
+        rows = await divergences.rows(self._store)
+        return {divergences.key_of(row) for row in rows if divergences.is_open(row)}
 
     async def _tries(
         self,
@@ -275,9 +288,14 @@ class Comparer(RouteFollower):
         opened: contextlib.AsyncExitStack,
         *,
         enters: Place | None = None,
-    ) -> TrialConnection:
-        leg = await Leg.connect(place, side, name="exodus-compare")
-        tries = TrialConnection(leg, enters=enters)
+    ) -> Trials:
+        tries: Trials
+        if isinstance(place, Cluster):
+            within = enters if isinstance(enters, Cluster) else None
+            tries = ClusterTrials(place, side, name="exodus-compare", enters=within)
+        else:
+            leg = await Leg.connect(place, side, name="exodus-compare")
+            tries = TrialConnection(leg, enters=enters)
         opened.push_async_callback(tries.close)
         return tries
 
@@ -367,6 +385,8 @@ class Comparer(RouteFollower):
             states_compared=self._states_compared,
             refused=self._copies.refused,
             lost=self._lost,
+            lives=self._copies.lives,
+            copied_again=self._copies.copied_again,
             away_ms=self._away_ms,
         )
         await resume.save(self._store, sampling)
@@ -396,6 +416,7 @@ class Comparer(RouteFollower):
                 divergences_lost=self._lost,
                 states_compared=self._states_compared,
                 keys_refused=self._copies.refused,
+                copied_again=self._copies.copied_again,
                 task_failures=self._tasks.failures,
             ),
         )
@@ -410,6 +431,23 @@ class Comparer(RouteFollower):
                     {"command": name, "outcome": outcome},
                     count,
                 )
+
+
+async def _scratch(
+    engine: Engine,
+    ours: Leg,
+    follower: Trials,
+    table: CommandTable,
+    opened: contextlib.AsyncExitStack,
+) -> Scratch:
+    """Return what makes scratch copies on the follower."""
+    if engine.follower.cluster is not None:
+        return ClusterScratch(engine, ours, follower, table)
+    db, into = scratch_database(engine), None
+    if db is not None:
+        into = await Leg.connect(ours.place, ours.side, db=db, name=ours.name)
+        await opened.enter_async_context(into)
+    return Scratch(engine, ours, follower, into)
 
 
 async def run_comparer(store: ControlStore, plan: Plan, process: str) -> None:

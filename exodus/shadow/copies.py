@@ -8,9 +8,10 @@ copied here, and `caught_up` tells whether they have come to a key's last write.
 
 from __future__ import annotations
 
+import logging
 import zlib
 from collections import Counter, deque
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Container, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from exodus.control import journal
@@ -20,11 +21,20 @@ from exodus.copy.payload import State
 from exodus.engine import Engine
 from exodus.net.client import answered
 from exodus.net.leg import Leg
-from exodus.plan.bounds import COMPARE_KEYS_MAX, COMPARE_LAGS_KEPT, COMPARE_QUIET_MS
+from exodus.plan.bounds import (
+    COMPARE_COPY_AGAIN,
+    COMPARE_KEYS_MAX,
+    COMPARE_LAGS_KEPT,
+    COMPARE_QUIET_MS,
+)
 from exodus.plan.own_keys import is_own
 from exodus.plan.sample import KeySample
-from exodus.shadow.histories import CHANGED, UNSETTLED, Histories, Snapshot
+from exodus.plan.vocabulary import Side
+from exodus.shadow.histories import CHANGED, FAILED_OVER, UNSETTLED, Histories, Snapshot
+from exodus.shadow.lives import lost_by
+from exodus.verify.comparison import entered
 
+log = logging.getLogger(__name__)
 _ABSENT = 0
 
 
@@ -55,6 +65,9 @@ class CopiesState:
     refused: int = 0  # keys that were not seeded, beyond COMPARE_KEYS_MAX
     histories: Histories = field(default_factory=Histories)
     read_until_ms: int = 0  # the journal was read up to this time of the control store
+    again: set[Key] = field(default_factory=set)  # the last copy of these is not known to be whole
+    lives: dict[str, str] = field(default_factory=dict)  # side → the servers at the last copies
+    copied_again: int = 0  # keys, since a server may have lost some
 
     def judge(self, keys: Iterable[Key]) -> None:
         """Note that keys were compared to the end."""
@@ -109,8 +122,8 @@ class SampledCopies:
             db, name = self._engine.scope.target_key(*key)
             by_db.setdefault(db, []).append(name)
         for db, names in by_db.items():
-            await self._ours.select(db)
-            await self._ours.pipeline([("UNLINK", name) for name in names])
+            if await entered(self._ours, db):
+                await self._ours.pipeline([("UNLINK", name) for name in names])
         if left:
             store = self._engine.store
             await answered(store.client.srem(store.keys.seeded, *[pack([key]) for key in left]))
@@ -145,7 +158,9 @@ class SampledCopies:
             first_ms.update(dict.fromkeys(mine, changes.times_ms[0] if changes.times_ms else 0))
         if not self._engine.route.sync:
             await self.keep_before(named, first_ms)
-        await self.copy(named)
+        again = [key for key in state.again if key not in named and key in state.keys]
+        await self.copy([*named, *again])
+        named.update(again)
         state.dirty = len(named)
         if named and not self._engine.route.sync:
             now_ms = await store.now_ms()
@@ -179,7 +194,8 @@ class SampledCopies:
             to_db, to = self._engine.scope.target_key(*key)
             by_place.setdefault(to_db, []).append((key, to))
         for to_db, part in by_place.items():
-            await self._ours.select(to_db)
+            if not await entered(self._ours, to_db):
+                continue  # no key is there
             dumps = await self._ours.pipeline([("DUMP", to) for _, to in part])
             for (key, _), dump in zip(part, dumps, strict=True):
                 copied = self.state.keys[key]
@@ -228,7 +244,9 @@ class SampledCopies:
 
     async def _copy(self, db: int, names: list[bytes]) -> None:
         engine, state = self._engine, self.state
-        fresh = [(db, name) for name in names if (db, name) not in state.keys]
+        keys = [(db, name) for name in names]
+        fresh = [key for key in keys if key not in state.keys or key in state.again]
+        state.again.update(keys)  # until it is done, whatever fails
         packed, store = [pack([key]) for key in fresh], engine.store
         if fresh:
             pipe = store.client.pipeline(transaction=True)
@@ -236,13 +254,13 @@ class SampledCopies:
             pipe.sadd(store.keys.seeded, *packed)
             await pipe.execute()
             for key in fresh:
-                state.keys[key] = Copied()
+                state.keys.setdefault(key, Copied())
         report = BatchReport()
         states = await self._copier.read(db, names, report)
         at_ms = await engine.store.now_ms()
         await self._copier.write(db, states, report)
         if engine.scope:
-            state.filtered.difference_update((db, name) for name in names)
+            state.filtered.difference_update(keys)
             state.filtered.update((db, name) for name in report.filtered_keys)
         await self._note_prints(db, [each for each in states if not each.large], at_ms)
         for each in states:
@@ -251,8 +269,34 @@ class SampledCopies:
                 state.histories.copied((db, each.key), None, at_ms)
         for failure in report.failed:
             await self._failed(failure)
+        # A slot that no node serves now is tried again, at the next `keep_up`.
+        state.again.difference_update(keys)
+        state.again.update((db, name) for name in report.unsettled)
         if fresh:
             await answered(store.client.srem(store.keys.seeding, *packed))
+
+    async def copy_again(self, now: Mapping[Side, str], left_out: Container[Key]) -> None:
+        """Copy all keys again where a server may have lost some since they were copied.
+
+        Args:
+            now: the lives of both sides.
+            left_out: keys that differ and are for a person to look at.
+        """
+        state, sides = self.state, lost_by(self.state.lives, now)
+        if sides and not self._engine.route.sync:
+            keys = [key for key in state.keys if key not in left_out]
+            log.warning(
+                "a server of the %s may have lost keys: %d sampled keys are copied again",
+                " and the ".join(sides),
+                len(keys),
+            )
+            state.histories.forget(keys, FAILED_OVER)
+            for start in range(0, len(keys), COMPARE_COPY_AGAIN):
+                await self.copy(keys[start : start + COMPARE_COPY_AGAIN])
+            for key in keys:
+                state.keys[key].version += 1
+            state.copied_again += len(keys)
+        state.lives = {str(side): life for side, life in now.items()}
 
     async def learn(self, keys: Iterable[Key]) -> None:
         """Note checksums of keys that another comparer copied, and that were seen to be equal."""
@@ -277,7 +321,8 @@ class SampledCopies:
             to_db, to = self._engine.scope.target_key(db, each.key)
             by_place.setdefault(to_db, []).append((each, to))
         for to_db, part in by_place.items():
-            await self._ours.select(to_db)
+            if not await entered(self._ours, to_db):
+                continue
             dumps = await self._ours.pipeline([("DUMP", to) for _, to in part])
             for (each, _), dump in zip(part, dumps, strict=True):
                 copied = self.state.keys[(db, each.key)]

@@ -111,6 +111,10 @@ def summary_lines(found: Json, summary: Json, open_findings: Sequence[Json]) -> 
         f"{summary['sampled_keys']:,} sampled keys, {summary['keys_inconclusive']} of them written "
         "all the time",
     ]
+    if again := figures.get("keys_copied_again", 0):
+        lines.append(
+            f"{again:,} keys were copied again: a server restarted, or another one took over"
+        )
     if open_findings:
         lines.insert(
             0,

@@ -41,6 +41,7 @@ EXPIRES = "the key expires about then"
 OUTSIDE = "it names keys that are not sampled"
 TOGETHER = "other writes of its keys came with it"
 NOT_TRIED = "a write before it was not tried"
+FAILED_OVER = "a server restarted, or another one took over"
 
 
 @dataclass(frozen=True)
@@ -178,12 +179,12 @@ class Histories:
             else:
                 found.writes.append(write)
 
-    def forget(self, keys: Iterable[Key]) -> None:
-        """Drop keys that are not sampled any more."""
+    def forget(self, keys: Iterable[Key], why: str = OUTSIDE) -> None:
+        """Drop what is known of keys; `why` nothing can be concluded of their writes."""
         for key in keys:
             found = self._by_key.pop(key, None)
             if found is not None:
-                self._spoil(found, OUTSIDE)
+                self._spoil(found, why)
 
     def end(self, until_ms: int) -> None:
         """Put what happened to the keys that are quiet into `steps`; the journal was read up to

@@ -41,6 +41,8 @@ class Sampling(BaseModel):
     refused: int = 0
     lost: int = 0  # rows that the ledger had no room for
     away_ms: int = 0  # for which no comparer ran, so far
+    lives: dict[str, str] = Field(default_factory=dict)  # side → the servers at the last copies
+    copied_again: int = 0  # keys, since a server may have lost some
 
 
 def work_of(route: Route) -> list[str]:
@@ -88,6 +90,7 @@ async def copies_of(store: ControlStore, sampling: Sampling) -> CopiesState:
     keys = await _listed(store, store.keys.seeded) - seeding
     state = CopiesState(positions_of(sampling), {key: Copied() for key in keys})
     state.refused = sampling.refused
+    state.lives, state.copied_again = dict(sampling.lives), sampling.copied_again
     state.judged_before = int(
         await answered(store.client.pfcount(store.keys.judged(int(sampling.of[0]))))
     )

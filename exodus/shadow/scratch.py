@@ -4,7 +4,7 @@ trial.
 A scratch copy has the key's own name, so that rights by key pattern hold, in a database of the
 follower that neither side uses. COPY makes it there from the key's copy, or RESTORE from a state
 that was kept. UNLINK removes it when the write was tried. While anything else is in that database,
-nothing is tried: it is somebody's.
+nothing is tried: it is somebody's. A cluster has one database: see `scratch_cluster.py`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from exodus.net.info import info_of
 from exodus.net.leg import Leg, Reply, ReplyError
 from exodus.plan.bounds import LARGE_KEY_BYTES, SCRATCH_STRAYS_MAX
 from exodus.shadow.histories import Snapshot
-from exodus.shadow.trials import TooSlow, TrialConnection
+from exodus.shadow.trials import TooSlow, Trials
 
 IN_USE = "the target's unused database is in use"
 
@@ -61,9 +61,7 @@ async def remove_left(store: ControlStore, ours: Leg) -> None:
 class Scratch:
     """Makes scratch copies, tries requests on them, and removes them."""
 
-    def __init__(
-        self, engine: Engine, ours: Leg, follower: TrialConnection, into: Leg | None
-    ) -> None:
+    def __init__(self, engine: Engine, ours: Leg, follower: Trials, into: Leg | None) -> None:
         """`ours` connects as Exodus, `follower` as whoever the requests are tried as. `into` is in
         the database of `scratch_database`; None: there is none.
         """
@@ -83,7 +81,7 @@ class Scratch:
 
         Raises:
             NoScratch: there is no place for them, or a key is too large to be copied.
-            TooSlow, SourceError, TargetError, OperatorError: as `TrialConnection.ask`.
+            TooSlow, SourceError, TargetError, OperatorError: as `Trials.ask_all`.
         """
         into = await self._empty(keys)
         await self._ours.select(db)
@@ -93,7 +91,7 @@ class Scratch:
         try:
             # Without REPLACE: whatever came there meanwhile is somebody's.
             made = await self._ours.pipeline([("COPY", key, key, "DB", into.db) for key in keys])
-            _check(made)
+            check_made(made)
             replies = await self._asked(into, keys, requests, script=script)
         finally:
             await into.pipeline([("UNLINK", *keys)])
@@ -109,12 +107,12 @@ class Scratch:
 
         Raises:
             NoScratch: there is no place for them, or the follower does not take a state.
-            TooSlow, SourceError, TargetError, OperatorError: as `TrialConnection.ask`.
+            TooSlow, SourceError, TargetError, OperatorError: as `Trials.ask_all`.
         """
         keys = list(states)
         into = await self._empty(keys)
         try:
-            _check(
+            check_made(
                 await into.pipeline(
                     [
                         ("RESTORE", key, state.expiry_ms, state.payload, "ABSTTL")
@@ -126,16 +124,7 @@ class Scratch:
             misses = await _misses(into) if script else 0
             replies = await self._asked(into, keys, requests, script=script)
             misses = await _misses(into) - misses if script else 0
-            read = await into.pipeline(
-                [part for key in keys for part in (("PTTL", key), ("DUMP", key))]
-            )
-            after = {
-                key: Snapshot(
-                    dump if isinstance(dump, bytes) else None,
-                    int(isinstance(left, int) and left >= 0),
-                )
-                for key, left, dump in zip(keys, read[::2], read[1::2], strict=True)
-            }
+            after = await states_now(into, keys)
         finally:
             await into.pipeline([("UNLINK", *keys)])
         return Outcome(replies, after, misses, await self._remove_strays(into) if script else 0)
@@ -156,20 +145,21 @@ class Scratch:
         self._late.clear()
         self._late_script = False
         # A process that dies here leaves the copies: the phase's end removes them by this list.
-        await self._register([(self._into.db, key) for key in keys])
+        await self.register([(self._into.db, key) for key in keys])
         return self._into
 
     async def _asked(
         self, into: Leg, keys: Sequence[bytes], requests: list[list[bytes]], *, script: bool
     ) -> list[Reply]:
         try:
-            return await self._follower.ask_all(into.db, requests)
+            return await self._follower.ask_all(into.db, requests, keys[0])
         except TooSlow:
             self._late.update(keys)
             self._late_script = script
             raise
 
-    async def _register(self, keys: Sequence[Key]) -> None:
+    async def register(self, keys: Sequence[Key]) -> None:
+        """Note keys that the phase's end removes, should this process die before it did."""
         new = [key for key in keys if key not in self._registered]
         if new:
             await answered(
@@ -183,17 +173,28 @@ class Scratch:
         while cursor != b"0":
             cursor, names = await into.call("SCAN", cursor or b"0", "COUNT", SCRATCH_STRAYS_MAX)
             if names:
-                await self._register([(into.db, name) for name in names])
+                await self.register([(into.db, name) for name in names])
                 await into.call("UNLINK", *names)
                 found += len(names)
         return found
 
 
-def _check(made: Sequence[Reply]) -> None:
+def check_made(made: Sequence[Reply]) -> None:
     """Raise `NoScratch` where a copy was refused."""
     refused = next((reply for reply in made if isinstance(reply, ReplyError)), None)
     if refused is not None:
         raise NoScratch(f"no scratch copy: {str(refused)[:80]}")
+
+
+async def states_now(leg: Leg, keys: Sequence[bytes]) -> dict[bytes, Snapshot]:
+    """Return the states of scratch copies; expiries by their presence alone, as 0 or 1."""
+    read = await leg.pipeline([part for key in keys for part in (("PTTL", key), ("DUMP", key))])
+    return {
+        key: Snapshot(
+            dump if isinstance(dump, bytes) else None, int(isinstance(left, int) and left >= 0)
+        )
+        for key, left, dump in zip(keys, read[::2], read[1::2], strict=True)
+    }
 
 
 async def _misses(leg: Leg) -> int:

@@ -16,6 +16,7 @@ from exodus.plan.bounds import COMPARE_STATES_PER_S_MAX, SWEEP_EVERY_S
 from exodus.shadow.copies import SampledCopies
 from exodus.shadow.divergences import STATE
 from exodus.shadow.investigation import Investigation
+from exodus.shadow.lives import Lives
 from exodus.shadow.reports import Reporter
 
 
@@ -36,6 +37,7 @@ class Sweep:
         copies: SampledCopies,
         investigation: Investigation,
         reporter: Reporter,
+        lives: Lives,
         now: Callable[[], float],
         looks_s: Sequence[float],
     ) -> None:
@@ -43,6 +45,7 @@ class Sweep:
         self._copies = copies
         self._investigation = investigation
         self._reporter = reporter
+        self._lives = lives
         self._now = now
         self._looks_s = looks_s
         self._round: deque[Key] = deque()
@@ -100,6 +103,7 @@ class Sweep:
             suspect.looks += 1
             return
         del self._suspects[key]
+        await self._lives.check()
         await self._copies.keep_up()
         if self._copies.version(key) == suspect.version and self._copies.caught_up(key):
             self._copies.state.judge([key])

@@ -6,11 +6,12 @@ import asyncio
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from exodus.cancellation import end_all
 from exodus.net.connect import login_of
 from exodus.net.leg import Leg, NoDatabase, Reply, ReplyError, close_all
-from exodus.plan.address import Place
+from exodus.plan.address import Cluster, Place
 from exodus.plan.bounds import COMPARE_SECONDS_MAX, VERDICTS_KILL_S
 from exodus.plan.plan import Plan
 from exodus.shadow.rules import error_code
@@ -42,6 +43,37 @@ class Slow:
     script_runs: bool = False  # the target may still run a script that Compare started
 
 
+class Trials(Protocol):
+    """Where trial requests run: on one server (`TrialConnection`), or on the nodes of a cluster
+    (`ClusterTrials`).
+    """
+
+    async def ask_all(self, db: int, requests: list[list[bytes]], key: bytes) -> list[Reply]:
+        """The replies to requests that are sent together, errors as values.
+
+        Args:
+            db: the database.
+            requests: of one slot.
+            key: one of their keys.
+
+        Raises:
+            TooSlow: they did not come in time.
+            NoDatabase: the side has no such database.
+            SourceError, TargetError, OperatorError: it does not answer.
+        """
+
+    async def may(self, ours: Leg, requests: Sequence[Sequence[str | int]]) -> list[str]:
+        """Return which of these commands the user may run, by their names; `ours` may ask that."""
+
+    async def ends_within(self, seconds: float) -> bool:
+        """Return whether the request that took too long has ended, after waiting for it this long
+        at most.
+        """
+
+    async def close(self) -> None:
+        """End the connections."""
+
+
 class TrialConnection:
     """One connection for trial requests. Its server continues a request that takes too long."""
 
@@ -53,18 +85,14 @@ class TrialConnection:
         # The replies to requests that took too long
         self._late: asyncio.Task[list[Reply]] | None = None
 
-    async def ask(self, db: int, args: list[bytes]) -> Reply:
-        """The reply, an error as a value.
+    @property
+    def ended(self) -> bool:
+        """Return whether this end of the connection is closed."""
+        return self._leg.ended
 
-        Raises:
-            TooSlow: it did not come in time.
-            NoDatabase: the server has no such database.
-            SourceError, TargetError, OperatorError: it does not answer.
-        """
-        return (await self.ask_all(db, [args]))[-1]
-
-    async def ask_all(self, db: int, requests: list[list[bytes]]) -> list[Reply]:
-        """The replies to requests that are sent together; otherwise as `ask`."""
+    async def ask_all(self, db: int, requests: list[list[bytes]], key: bytes) -> list[Reply]:
+        """As `Trials.ask_all`."""
+        del key  # the server has every key
         if self._late is not None:
             await self.close()
             before = self._leg
@@ -110,7 +138,7 @@ class TrialConnection:
         return leg
 
     async def may(self, ours: Leg, requests: Sequence[Sequence[str | int]]) -> list[str]:
-        """Return which of these commands the user may run, by their names; `ours` may ask that."""
+        """As `Trials.may`."""
         user = self._leg.address.username or "default"
         said = await ours.pipeline([("ACL", "DRYRUN", user, *request) for request in requests])
         if any(isinstance(reply, ReplyError) for reply in said):
@@ -123,9 +151,7 @@ class TrialConnection:
         ]
 
     async def ends_within(self, seconds: float) -> bool:
-        """Return whether the server has ended the request that took too long, after waiting for it
-        this long at most.
-        """
+        """As `Trials.ends_within`."""
         if self._late is None:
             return True
         done, _ = await asyncio.wait([self._late], timeout=seconds)
@@ -139,14 +165,16 @@ class TrialConnection:
         await close_all([self._leg, *entered])
 
 
-async def unconfined(plan: Plan, follower: TrialConnection, ours: Leg) -> str:
+async def unconfined(plan: Plan, follower: Trials, ours: Leg) -> str:
     """Return why no script that writes is tried; empty: it can reach nothing but scratch copies.
 
     A script may run any command that its user may run. These would take it out of the database of
-    the scratch copies.
+    the scratch copies. A cluster has no database for them.
     """
     if plan.compare_user is None or not plan.compare_scripts:
         return "not_tried"
+    if isinstance(ours.place, Cluster):
+        return "a script that writes, and a cluster has no database for scratch copies"
     may = await follower.may(ours, LEAVES)
     return f"compare_user may run {', '.join(may)}: a script could leave its copies" if may else ""
 
@@ -157,7 +185,7 @@ def would_leave(said: str) -> bool:
 
 
 async def try_no_more(
-    command: bytes, slow: Slow, follower: TrialConnection, ours: Leg, *, script: bool
+    command: bytes, slow: Slow, follower: Trials, ours: Leg, *, script: bool
 ) -> None:
     """Try a command no more that took too long. A script is ended, since its server serves nobody
     else until then.
@@ -181,7 +209,11 @@ async def try_no_more(
 
 async def kill_script(ours: Leg) -> bool:
     """End a script on the follower; return whether the server can do that. It answers once the
-    script has run for its `lua-time-limit`.
+    script has run for its `lua-time-limit`. On a cluster each node is asked.
     """
-    said = await ours.pipeline([("SCRIPT", "KILL"), ("FUNCTION", "KILL")])
+    said = [
+        reply
+        for leg in await ours.nodes()
+        for reply in await leg.pipeline([("SCRIPT", "KILL"), ("FUNCTION", "KILL")])
+    ]
     return not any(error_code(reply) == "UNKILLABLE" for reply in said)

@@ -26,6 +26,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from exodus.commands.semantics import COMPARED_READS, COMPARED_WRITES, NOT_COMPARABLE
+from exodus.commands.slots import slot_of
 from exodus.control.changes import Key
 from exodus.engine import Engine
 from exodus.net.leg import Leg, NoDatabase, Reply
@@ -33,12 +34,13 @@ from exodus.plan.bounds import COMPARE_ASKS_PER_S_MAX, COMPARE_PENDING_MAX
 from exodus.shadow.causes import Cause, cause_of_refusal
 from exodus.shadow.copies import SampledCopies
 from exodus.shadow.exchange import Exchange
+from exodus.shadow.lives import Lives
 from exodus.shadow.reports import Reporter
 from exodus.shadow.requests import Requests
 from exodus.shadow.rules import INFRASTRUCTURE, TIME_LEFT, codes_of, error_code, parse
 from exodus.shadow.scratch import NoScratch, Scratch
 from exodus.shadow.tally import Tally
-from exodus.shadow.trials import Slow, TooSlow, TrialConnection, try_no_more, would_leave
+from exodus.shadow.trials import Slow, TooSlow, Trials, try_no_more, would_leave
 from exodus.shadow.write_replies import WriteReplies
 
 MOVED = "the authority's reply moved"
@@ -51,6 +53,8 @@ NO_SCRIPT = "the target has not been given the script"
 REFUSED_STATE = "the state of the scratch copy may be another one"
 LEAVES_COPIES = "the script would leave its scratch copies"
 SCRIPTS_OFF = "a script, and compare_scripts is off"
+SEVERAL_SLOTS = "it names keys of several slots, which the target refuses"
+LOST = "a connection was lost before it was judged"
 OUTCOMES = frozenset({"excluded", "not_comparable", "not_tried"})  # why an exchange is not tried
 
 
@@ -75,8 +79,8 @@ class Judge:
         self,
         engine: Engine,
         copies: SampledCopies,
-        authority: TrialConnection,
-        follower: TrialConnection,
+        authority: Trials,
+        follower: Trials,
         ours: Leg,
         scratch: Scratch,
         requests: Requests,
@@ -84,6 +88,7 @@ class Judge:
         slow: Slow,
         tally: Tally,
         reporter: Reporter,
+        lives: Lives,
         now: Callable[[], float],
         looks_s: Sequence[float],
         unconfined: str,
@@ -106,6 +111,7 @@ class Judge:
         self._slow = slow
         self._tally = tally
         self._reporter = reporter
+        self._lives = lives
         self._now = now
         self._pending: list[Pending] = []
         self._waiting: dict[tuple[int, tuple[bytes, ...]], Pending] = {}
@@ -122,6 +128,12 @@ class Judge:
         """Return how many replies of each command wait to be asked again."""
         names = (pending.exchange.command for pending in self._pending)
         return Counter(name.decode("ascii", "replace") for name in names)
+
+    def give_up(self) -> None:
+        """Count what waits as inconclusive: the connections over which it was judged are lost."""
+        for pending in self._pending:
+            self._tally.undecided(self._tally.row(pending.exchange.command), LOST)
+        self._pending, self._waiting = [], {}
 
     async def take(self, exchanges: Iterable[Exchange]) -> None:
         """Try exchanges on the follower, once it has what the journal has."""
@@ -148,7 +160,11 @@ class Judge:
             self._asks_left -= 1
             pending = heapq.heappop(self._pending)
             del self._waiting[_identity(pending.exchange)]
-            await self._look(pending)
+            try:
+                await self._look(pending)
+            except BaseException:
+                self._tally.undecided(self._tally.row(pending.exchange.command), LOST)
+                raise
 
     # ------------------------------------------------------------------ one exchange
 
@@ -180,6 +196,8 @@ class Judge:
             return "not_tried"
         if not all(key in self._copies for key in keys):
             return "not_tried"
+        if self._slots_differ(keys):
+            return SEVERAL_SLOTS
         return next((why for args in exchange.requests if (why := self._not_allowed(args))), "")
 
     def _not_allowed(self, args: list[bytes]) -> str:
@@ -198,6 +216,12 @@ class Judge:
                 return "not_tried"
             return self._unconfined if command.write else ""
         return "" if command.plain and command.keys(args) == args[1:2] else "not_tried"
+
+    def _slots_differ(self, keys: list[Key]) -> bool:
+        """Return whether the follower is a cluster, and the keys are in several of its slots."""
+        if self._engine.follower.cluster is None or len(keys) == 1:
+            return False
+        return len({slot_of(self._requests.place(key)[1]) for key in keys}) > 1
 
     def _version(self, keys: list[Key]) -> int:
         return sum(self._copies.version(key) for key in keys)
@@ -233,7 +257,8 @@ class Judge:
 
     async def _ask_follower(self, exchange: Exchange, keys: list[Key]) -> Reply:
         wire = self._requests.wire(exchange) or []  # `_why_not` saw to it that there is one
-        return (await self._follower.ask_all(self._requests.place(keys[0])[0], wire))[-1]
+        db, name = self._requests.place(keys[0])
+        return (await self._follower.ask_all(db, wire, name))[-1]
 
     def _wait(self, exchange: Exchange, keys: list[Key], here: Reply, row: Counter[str]) -> None:
         identity = _identity(exchange)
@@ -264,7 +289,7 @@ class Judge:
             here = (
                 pending.here
                 if self._requests.is_script(exchange)
-                else (await self._authority.ask_all(exchange.db, exchange.wire()))[-1]
+                else (await self._authority.ask_all(exchange.db, exchange.wire(), keys[0][1]))[-1]
             )
         except TooSlow:
             await self._try_no_more(exchange, row)
@@ -301,6 +326,7 @@ class Judge:
     async def _judge_last(self, pending: Pending, there: Reply, row: Counter[str]) -> None:
         """Confirm, unless the journal tells only now of a write between the two replies."""
         exchange, keys = pending.exchange, pending.keys
+        await self._lives.check()
         await self._copies.keep_up()
         if self._version(keys) != pending.version:
             self._tally.undecided(row, WRITTEN)

@@ -25,6 +25,7 @@ from exodus.shadow.copies import SampledCopies
 from exodus.shadow.exchange import Exchange
 from exodus.shadow.histories import NOT_TRIED, OUTSIDE, Snapshot, Step
 from exodus.shadow.investigation import Finding
+from exodus.shadow.lives import Lives
 from exodus.shadow.replays import NoReplay, replay
 from exodus.shadow.reports import Reporter
 from exodus.shadow.requests import Requests
@@ -68,6 +69,7 @@ class WriteReplies:
         requests: Requests,
         tally: Tally,
         reporter: Reporter,
+        lives: Lives,
         too_slow: Callable[[bytes, bool], Awaitable[None]],
         now: Callable[[], float],
     ) -> None:
@@ -78,6 +80,7 @@ class WriteReplies:
         self._requests = requests
         self._tally = tally
         self._reporter = reporter
+        self._lives = lives
         self._too_slow = too_slow
         self._now = now
         self._left, self._at = COMPARE_REPLAYS_PER_S_MAX, now()
@@ -199,6 +202,7 @@ class WriteReplies:
             return UNDECLARED
         if not await self._all_gateways_told(step):
             return SILENT
+        await self._lives.check()
         again = await self._run(step, [exchange])
         if isinstance(again, str):
             return again

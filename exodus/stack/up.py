@@ -369,8 +369,6 @@ class _Stack:
         parts: list[Started] = []
         if not file.plan.has_gateways:
             names = [name for name in names if name == "syncer"]
-        if not file.plan.watches_traffic:  # a comparer compares what gateways record
-            names = [name for name in names if name != "comparer"]
         for name in names:
             command = [
                 sys.executable,

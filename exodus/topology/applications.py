@@ -6,26 +6,54 @@ from __future__ import annotations
 
 from exodus.errors import OperatorError, SourceError, TargetError
 from exodus.net.leg import Leg
+from exodus.net.routed import RoutedLeg
+from exodus.plan.address import Address, Cluster, ServerLogin
 from exodus.plan.plan import Plan
 from exodus.plan.vocabulary import Side
 from exodus.topology.endpoint import Endpoint
 
 
-async def connect_as_application(plan: Plan, authority: Side, *, name: str) -> Leg:
+async def connect_as_application(
+    plan: Plan, authority: Side, *, name: str, key: bytes | None = None
+) -> Leg:
     """Through a gateway: without a login where that suffices, as Exodus's own may be another on the
     other side.
+
+    Args:
+        plan: says where the gateway listens.
+        authority: the side that answers.
+        name: for CLIENT SETNAME.
+        key: that is asked for. Where the authority is a cluster, the connections follow its
+            listeners, and the one of this key's node is made.
 
     Raises:
         OperatorError: the gateway does not answer, or the authority refuses Exodus's own login
             there.
     """
     nobody = plan.through_gateway(None)
+    cluster = key is not None and isinstance(plan.address(authority), Cluster)
+
+    async def connect(gateway: Address) -> Leg:
+        if not cluster or key is None:
+            return await Leg.connect(gateway, authority, name=name)
+        async with await Leg.connect(gateway, authority, name=name):
+            pass  # the login is not refused; cluster clients would not tell it apart
+        login = {field: getattr(gateway, field) for field in ServerLogin.model_fields}
+        leg = RoutedLeg(Cluster(cluster=(gateway.place,), **login), authority, name)
+        try:
+            await leg.look()
+            await leg.of(key)
+        except BaseException:
+            await leg.close()
+            raise
+        return leg
+
     try:
         try:
-            return await Leg.connect(nobody, authority, name=name)
+            return await connect(nobody)
         except OperatorError:
-            # The gateway lets the authority check it
-            return await Leg.connect(plan.through_gateway(authority), authority, name=name)
+            # The gateway lets the authority check it.
+            return await connect(plan.through_gateway(authority))
     except (SourceError, TargetError) as exc:
         raise OperatorError(
             f"gateway: nothing answers at {nobody.url}",

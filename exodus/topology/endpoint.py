@@ -123,6 +123,15 @@ class Endpoint:
             return await nodes[0].facts()
         return of_all(await together(node.facts() for node in nodes))
 
+    async def life(self) -> str:
+        """Return what `NodeFacts.life` of the side is now.
+
+        Raises:
+            SourceError, TargetError, OperatorError: the side does not answer, or refuses INFO.
+        """
+        lives = await together(node.life() for node in await self.each_node())
+        return " ".join(sorted(lives))
+
     async def leg_for(self, key: bytes, *, db: int = 0, name: str) -> Leg:
         """Connect to the node of one key.
 

@@ -130,6 +130,17 @@ class Node:
             )
         return info_of(raw)
 
+    async def life(self) -> str:
+        """Return what `NodeFacts.life` is now. Asks for nothing but INFO.
+
+        Raises:
+            SourceError, TargetError, OperatorError: it does not answer, or refuses INFO.
+        """
+        async with await self.connect() as leg:
+            failovers = failovers_of(self.place)
+            info = await self._info(leg)
+        return info["run_id"] + (failovers if self.shard is None else _promoted(info))
+
     async def facts(self) -> NodeFacts:
         """Ask the server for all that the engine wants to know.
 

@@ -510,6 +510,7 @@ async def open_comparison(
     share: float = 1.0,
     turn: Turn = unpaced,
     only: Only | None = None,
+    slack_ms: int = 0,
 ) -> Comparison:
     """Connections of their own for comparing. Arguments as in `Comparison`."""
     authority, follower = await engine.authority_leg(name="exodus-verify"), None
@@ -524,7 +525,7 @@ async def open_comparison(
     relative = engine.plan.strategy is CopyStrategy.NATIVE and not all(
         side.capabilities.get("pexpiretime") for side in facts
     )
-    slack_ms = COMPARE_RELATIVE_SLACK_MS if relative else 0
+    slack_ms = max(slack_ms, COMPARE_RELATIVE_SLACK_MS if relative else 0)
     return Comparison(
         authority,
         follower,

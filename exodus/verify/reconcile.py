@@ -239,9 +239,9 @@ async def _again(
     return suspects
 
 
-async def spot_check(engine: Engine, keys: Sequence[Key]) -> list[Divergence]:
-    """Compare some keys now, without a second look."""
-    comparison = await open_comparison(engine)
+async def spot_check(engine: Engine, keys: Sequence[Key], *, slack_ms: int = 0) -> list[Divergence]:
+    """Compare some keys now, without a second look. Expiries may differ by `slack_ms`."""
+    comparison = await open_comparison(engine, slack_ms=slack_ms)
     try:
         return await compare_now(comparison, keys)
     finally:

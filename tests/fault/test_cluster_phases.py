@@ -1,11 +1,12 @@
-"""Which phases a migration with a cluster has; and Analyze, before a move from one server to a
-cluster, under a real Prefect server.
+"""Which phases a migration with a cluster has; and Analyze and Compare, before a move from one
+server to a cluster, under a real Prefect server.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,9 @@ from exodus.control.phase_order import check_may_begin, due_phase
 from exodus.cutover.rehearsal_report import check_rehearsal
 from exodus.errors import DecisionRefused, EvidenceFailed
 from exodus.plan.vocabulary import Phase
+from exodus.shadow.comparer import Comparer
 from exodus.stack.servers import ServerKind
-from flows import analyze
+from flows import analyze, compare
 from tests.support.cluster_gateway import LISTENERS, cluster_migration
 from tests.support.clusters import ClusterBox
 from tests.support.local_migration import LocalMigration
@@ -50,6 +52,7 @@ async def _save(local: LocalMigration, source: DatabaseServer, target: ClusterBo
             "gateway": {**gateway, "facade": "cluster"},
             "rehearsal_hours_max": None,
             "observe_seconds": 1.5,
+            "sample": 1.0,
         },
         source=RedisEndpoint(url=ours.url, password_file=str(ours.password_file)),
         target=RedisEndpoint(
@@ -81,6 +84,25 @@ async def _shop(port: int, stop: asyncio.Event) -> None:
     await asyncio.to_thread(work)
 
 
+async def _approve(local: LocalMigration, phase: Phase) -> None:
+    """Write into the ledger what `ask` does."""
+    entry = ledger.LedgerEntry(
+        at_ms=await local.store.now_ms(), phase=phase, event="decided", verdict="approve"
+    )
+    await ledger.record(local.store, entry)
+
+
+@asynccontextmanager
+async def _comparer(local: LocalMigration) -> AsyncIterator[None]:
+    comparer = Comparer(local.store, local.plan, "comparer-1")
+    task = asyncio.create_task(comparer.run())
+    try:
+        yield
+    finally:
+        comparer.stop()
+        await task
+
+
 # Great Expectations, which flows import in processes of their own
 @pytest.mark.filterwarnings("default")
 async def test_analyze_says_what_does_not_fit_and_tries_every_node(
@@ -105,8 +127,9 @@ async def test_analyze_says_what_does_not_fit_and_tries_every_node(
         verdict = "reject" if shown["why_refused"] else "approve"
         return {"verdict": verdict, "decided_by": "the test", "why": "it is tested", "facts": facts}
 
-    monkeypatch.setattr(analyze, "ask", answer)
-    monkeypatch.setattr(analyze, "go_on", lambda _: None)
+    for flow in (analyze, compare):
+        monkeypatch.setattr(flow, "ask", answer)
+        monkeypatch.setattr(flow, "go_on", lambda _: None)
     source, target = make_server(ServerKind.REDIS_62), make_cluster(ServerKind.VALKEY_91, masters=3)
     async with cluster_migration(
         source, target, control_server, tmp_path, listen={"facade": "cluster"}
@@ -114,11 +137,10 @@ async def test_analyze_says_what_does_not_fit_and_tries_every_node(
         await _save(local, source, target)
         await local.gateway()
         assert due_phase(await ledger.read(local.store), local.plan) is Phase.PRE_TEST
-        with pytest.raises(DecisionRefused, match="a side of this migration is a cluster"):
-            await check_may_begin(local.store, local.plan, Phase.COMPARE)
         for phase, needed in (
             (Phase.ANALYZE, "pre-test"),
-            (Phase.TEST, "analyze"),
+            (Phase.COMPARE, "analyze"),
+            (Phase.TEST, "compare"),
             (Phase.MIGRATE, "test"),
         ):
             with pytest.raises(DecisionRefused, match=f"{needed} was not approved"):
@@ -142,9 +164,16 @@ async def test_analyze_says_what_does_not_fit_and_tries_every_node(
             await orders.aclose()
             await asyncio.sleep(2)  # the gateway tells its counters twice a second
             await asyncio.to_thread(analyze.analyze, local.plan.name)
+            await _approve(local, Phase.ANALYZE)
+            assert due_phase(await ledger.read(local.store), local.plan) is Phase.COMPARE
+            async with _comparer(local):
+                await asyncio.to_thread(compare.compare, local.plan.name)
         finally:
             stop.set()
             await shopping
+        judged = asked.pop()
+        assert any("0 of 100 keys differ" in line for line in judged["summary"]), judged
+        assert target.contents() == {}  # the sample is removed
         assert "every client can use a cluster: orders from 127.0.0.1" in failed.value.why
         assert "MGET: keys of several slots in one command" in failed.value.why
         (shown,) = asked
@@ -154,7 +183,7 @@ async def test_analyze_says_what_does_not_fit_and_tries_every_node(
         verdicts = {row["shape"]: row["verdict"] for row in report["frames"]["shapes"]}
         assert (verdicts["SET"], verdicts["GET"]) == ("accepted", "accepted")
         assert shown["why_refused"] is None
-        await _approve(local, Phase.ANALYZE)
+        await _approve(local, Phase.COMPARE)
         await check_may_begin(local.store, local.plan, Phase.TEST)
         assert due_phase(await ledger.read(local.store), local.plan) is Phase.TEST
         with pytest.raises(DecisionRefused, match="test was not approved"):
@@ -164,13 +193,3 @@ async def test_analyze_says_what_does_not_fit_and_tries_every_node(
         wanted = local.plan.model_copy(update={"rehearsal_hours_max": 24.0})
         with pytest.raises(DecisionRefused, match="never rehearsed"):
             await check_rehearsal(local.store, wanted)
-
-
-async def _approve(local: LocalMigration, phase: Phase) -> None:
-    """Record an approval, as `ask` does."""
-    await ledger.record(
-        local.store,
-        ledger.LedgerEntry(
-            at_ms=await local.store.now_ms(), phase=phase, event="decided", verdict="approve"
-        ),
-    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -13,7 +14,7 @@ from exodus.control import journal
 from exodus.cutover import switch
 from exodus.gateway.hub import Gateway
 from exodus.gateway.reporting import in_flight
-from exodus.plan.bounds import PIPELINE_MAX, STRANGERS_WAITING_MAX
+from exodus.plan.bounds import NEWCOMERS_A_PASS, PIPELINE_MAX, STRANGERS_WAITING_MAX
 from exodus.plan.vocabulary import Hold, Side
 from exodus.resp.encode import encode, encode_many
 from exodus.stack.servers import ServerKind
@@ -48,6 +49,10 @@ STRANGE = [
     encode("SUBSCRIBE", "a"),
     encode("AUTH", "nobody", "x"),
     encode("DEBUG", "RELOAD"),
+    # The server answers and closes. What follows then resets the connection before the answer is
+    # read.
+    b'ECHO "a"b\r\n' + b"x" * 300_000,
+    encode("AUTH", "nobody", "x") + b"*1\r\nx\r\n" + b"x" * 300_000,
 ]
 
 
@@ -105,6 +110,20 @@ async def test_one_client_s_flood_leaves_the_others_their_turn(local: LocalMigra
     writer.close()
     assert answers > FLOOD // 30_000, "the others waited for the flood"
     assert most <= 2 * PIPELINE_MAX
+
+
+async def test_new_connections_leave_the_others_their_turn(local: LocalMigration) -> None:
+    """Three hundred come at once. The gateway answers others while it makes their legs."""
+    gateway = await local.gateway()
+    app, answers = local.app(), 0
+    await app.ping()
+    several = [socket.create_connection(("127.0.0.1", local.port)) for _ in range(300)]
+    while sum(each.leg is not None for each in gateway.connections) < len(several):
+        await app.ping()
+        answers += 1
+    for each in several:
+        each.close()
+    assert answers > len(several) // NEWCOMERS_A_PASS // 8, "the others waited for their legs"
 
 
 async def _asks_for_a_login(gateway: Gateway) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from redis.cluster import RedisCluster
+from redis.exceptions import ResponseError
 
 from exodus.plan.vocabulary import Feed, Side
 from exodus.resp.encode import encode
@@ -26,6 +27,14 @@ KINDS = list(ServerKind) if FULL else [ServerKind.REDIS_62, ServerKind.VALKEY_91
 MakeCluster = Callable[..., ClusterBox]
 MakeServer = Callable[..., DatabaseServer]
 FACADE: dict[str, object] = {"facade": "cluster"}
+
+
+def slot_error(client: RedisCluster, *words: object) -> str:
+    """Return the error that CLUSTER answers."""
+    (node,) = client.get_nodes()
+    with pytest.raises(ResponseError) as refused:
+        client.execute_command("CLUSTER", *words, target_nodes=node)
+    return str(refused.value)
 
 
 @pytest.mark.parametrize("protocol", [2, 3])
@@ -63,6 +72,13 @@ async def test_a_cluster_client_gets_the_replies_of_a_cluster_of_one_node(
                     (shown,) = each.cluster_nodes().values()
                     assert shown["slots"] == [["0", "16383"]]
                     assert shown["flags"] == "myself,master"
+                for words in (("COUNTKEYSINSLOT", 16_384), ("GETKEYSINSLOT", 16_384, 1)):
+                    said = [slot_error(each, *words) for each in (client, direct)]
+                    assert said[0] == said[1]
+                # A number that is not true would mislead who moves slots.
+                assert "no list of keys by slot" in slot_error(client, "COUNTKEYSINSLOT", 1)
+                assert "no list of keys by slot" in slot_error(client, "GETKEYSINSLOT", 1, 10)
+                assert client.set("k", 2)  # the connection is in order
 
         await asyncio.to_thread(compare)
         hello = await asyncio.to_thread(ask, local.port, encode("HELLO", protocol))

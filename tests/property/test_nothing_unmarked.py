@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from exodus.control.changes import Barrier, Key
@@ -229,6 +229,24 @@ def _login(user: str) -> bytes:
     cuts=st.lists(st.integers(0, 100_000), max_size=8),
     user=st.sampled_from(["default", "default", "limited", "nobody"]),
     hello=st.booleans(),
+)
+@example(
+    requests=[encode("CLIENT", "REPLY", "SKIP"), encode("RESET"), b"GET a\r\n"],
+    cuts=[],
+    user="default",
+    hello=False,
+)
+@example(
+    requests=[encode("CLIENT", "REPLY", "OFF"), encode("RESET"), b"GET a\r\n"],
+    cuts=[],
+    user="default",
+    hello=False,
+)
+@example(  # a line that ends oddly, in a request that the gateway rewrites
+    requests=[encode("CLIENT", "REPLY", "SKIP").replace(b"*3\r\n", b"*3\r\0"), b"GET a\r\n"],
+    cuts=[],
+    user="default",
+    hello=False,
 )
 def test_what_changed_is_marked_and_what_was_refused_is_not(
     recorded: Recorded, requests: list[bytes], cuts: list[int], user: str, hello: bool

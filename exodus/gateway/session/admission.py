@@ -199,7 +199,7 @@ class Admission:
             and chosen(first, orders.canary_below)
             and len(command.keys(args)) == 1
         ):
-            pending.canary = CanaryRead()
+            pending.canary = CanaryRead(first)
         elif not sampled:
             return
         pending.raw = buffered[start:end]

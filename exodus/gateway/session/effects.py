@@ -149,17 +149,12 @@ class Effects:
     def unanswered(self) -> Unanswered:
         """Return the writes that the authority was asked for and has not answered.
 
-        There are none where the authority requires a login that this session neither has nor
-        has asked for.
+        There are none where the authority requires a login that this session does not have:
+        nothing is sent behind a login before it is answered.
         """
         parts = self.parts
         unread = parts.unread
-        logins = any(
-            pending.command.role in (Role.AUTH, Role.HELLO) or pending.own
-            for pending in parts.pending
-        )
-        stranger = parts.orders.login_needed and not parts.leg.logged_in and not logins
-        if stranger and not unread.unanswered:
+        if parts.is_stranger() and not unread.unanswered:
             return Unanswered([], [], [])
         keys: list[Key] = []
         barriers: list[Barrier] = []

@@ -43,6 +43,8 @@ cdef class Session:
     cpdef from_client(self, bytes data, double now)
     @cython.locals(buffer=RequestBuffer, parts=SessionParts, scanner=RequestScanner, limit=Py_ssize_t, args=list, may_hold=bint)
     cdef _take_rest(self, bytes buffered, Py_ssize_t start, bint holding)
+    @cython.locals(buffer=RequestBuffer, unread=UnreadTraffic)
+    cdef _refuse_unread(self, bytes buffered, Py_ssize_t start)
     @cython.locals(buffer=RequestBuffer, effects=Effects, sent=Py_ssize_t, whole=bint)
     cdef _forward(self, bytes buffered, Py_ssize_t end)
     cdef _send_prelude(self, bytes buffered, Py_ssize_t start)

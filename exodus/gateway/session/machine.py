@@ -64,6 +64,8 @@ _TRANSACTION_BYTES = TRANSACTION_BYTES_MAX
 _NOTHING = b""
 _ON = REPLY_ON
 _DISCARD = encode("DISCARD")
+_LOGINS = (Role.AUTH, Role.HELLO)
+_UNREAD = b"-ERR Protocol error: the request cannot be read\r\n"
 _INVALIDATE_ALL = b">2\r\n$10\r\ninvalidate\r\n_\r\n"
 _ERROR = 0x2D
 _SUBSCRIPTION_BYTES = SUBSCRIPTION_REPLY_BYTES_MAX
@@ -147,6 +149,13 @@ class Session:
                     self._send_instead(found, buffered, start, end)
                     if buffer.held:
                         return
+                if not command.plain and command.role in _LOGINS and parts.is_stranger():
+                    # What follows waits for the answer. So nothing of a stranger is ever under way
+                    # that the authority may execute.
+                    self._forward(buffered, end)
+                    buffer.login_waits = True
+                    self._hold(buffered[end:])
+                    return
             already = 0
             start = end
         self._take_rest(buffered, start, holding)
@@ -158,6 +167,9 @@ class Session:
         if scanner.broken is not None:
             if holding and not buffer.streaming:
                 self._hold_from(buffered, start)
+                return
+            if parts.is_stranger():
+                self._refuse_unread(buffered, start)
                 return
             self._forward(buffered, start)
             buffer.unsent = _NOTHING
@@ -180,6 +192,23 @@ class Session:
         self._forward(buffered, start)
         buffer.unsent = buffered[start:] if start < len(buffered) else _NOTHING
 
+    def _refuse_unread(self, buffered: bytes, start: int) -> None:
+        """End a session without a login at bytes that cannot be read, once its requests before them
+        are answered. One of those may be its login.
+
+        If they went to the authority, and the client left, nobody would know whether they wrote.
+        So every stranger could open a gap.
+        """
+        buffer, unread = self.requests, self.parts.unread
+        if self.pending.count and not buffer.streaming:
+            buffer.login_waits = True
+            self._hold_from(buffered, start)
+            return
+        buffer.unsent = _NOTHING
+        unread.why, unread.closing = buffer.scanner.broken, True
+        self.out.to_client(_UNREAD)
+        self.out.close("bytes that cannot be read, without a login")
+
     def _forward(self, buffered: bytes, end: int) -> None:
         """Log the intents and forward the bytes up to `end`."""
         buffer, effects = self.requests, self.effects
@@ -201,7 +230,10 @@ class Session:
         """Send another request in place of the client's bytes from `start` to `end`."""
         buffer = self.requests
         self._forward(buffered, start)
-        self.out.to_server(_DISCARD if found.rewritten is None else found.rewritten)
+        sent = _DISCARD if found.rewritten is None else found.rewritten
+        if found.refused_elsewhere:  # what is sent in its place is as odd, to be refused as it is
+            sent = sent.replace(b"\r\n", b"\r\0", 1)
+        self.out.to_server(sent)
         buffer.sent = end
         if found.rewritten is not None and found.command.role is Role.RESET:
             buffer.login_waits = True

@@ -372,7 +372,8 @@ class Matching:
         parts.state.reset()
         parts.predicted.db = 0
         parts.predicted.protocol = 2
-        parts.replies.spoken = True
+        # It ends CLIENT REPLY OFF, and not a CLIENT REPLY SKIP for itself.
+        parts.replies.spoken = parts.replies.silent
         parts.replies.speak()
 
     def _apply_exec(self, pending: Pending, done: set[int] | None, failed: bool) -> None:

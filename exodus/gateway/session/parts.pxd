@@ -21,6 +21,7 @@ cdef class SessionParts:
     cdef public Leg leg
     cdef public UnreadTraffic unread
 
+    cpdef bint is_stranger(self)
     @cython.locals(orders=Orders)
     cpdef open_gap(self, str why)
     @cython.locals(unread=UnreadTraffic)

@@ -56,6 +56,10 @@ class SessionParts:
         self.replies.edits += int(is_cluster) - int(leg.cluster)
         leg.cluster, leg.facade = is_cluster, dialect == Dialect.FACADE
 
+    def is_stranger(self) -> bool:
+        """Tell whether the client has no login, and the authority asks for one."""
+        return self.orders.login_needed and not self.leg.logged_in
+
     def open_gap(self, why: str) -> None:
         """Open a gap, if this session's writes are journalled."""
         orders = self.orders

@@ -52,6 +52,8 @@ def test_slots_of_keys_are_told_and_keys_of_slots_are_not() -> None:
     assert said("CLUSTER", "KEYSLOT", "{foo}bar") == b":12182\r\n"
     for words in (("COUNTKEYSINSLOT", "1"), ("GETKEYSINSLOT", "1", "10")):
         assert said("CLUSTER", *words).startswith(b"-ERR the server behind this gateway is no")
+    assert said("CLUSTER", "COUNTKEYSINSLOT", "16384") == b"-ERR Invalid slot\r\n"
+    assert said("CLUSTER", "GETKEYSINSLOT", "-1", "1").startswith(b"-ERR Invalid slot or")
 
 
 def test_requests_that_cannot_be_are_errors() -> None:

@@ -112,13 +112,13 @@ def test_gateways_move_clusters_of_one_kind_of_client() -> None:
     other = Cluster.model_validate({"cluster": ["b:1"]})
     server = Address.parse("redis://127.0.0.1:6380", field="target")
     both = Plan(name="m", source=cluster, target=other)
-    assert (both.cutover, both.has_gateways, both.watches_traffic) == ("gateway", True, False)
+    assert (both.cutover, both.has_gateways, both.has_cluster) == ("gateway", True, True)
     facade = Listen.model_validate({"facade": "cluster"})
     for source, target in ((cluster, server), (server, cluster)):
         assert Plan(name="m", source=source, target=target, gateway=facade).has_gateways
         with pytest.raises(ValidationError, match=r"set gateway\.facade"):
             Plan(name="m", source=source, target=target)
     own = Plan(name="m", source=cluster, target=server, cutover=Cutover.OWN)
-    assert (own.has_gateways, own.watches_traffic) == (False, False)
+    assert (own.has_gateways, own.has_cluster) == (False, True)
     plain = Plan(name="m", source=server, target=Address.parse("redis://a:1", field="target"))
-    assert (plain.has_gateways, plain.watches_traffic) == (True, True)
+    assert (plain.has_gateways, plain.has_cluster) == (True, False)
