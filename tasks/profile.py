@@ -144,9 +144,9 @@ def _hot(before: dict[str, Json], after: dict[str, Json], seconds: float) -> lis
 async def _large(it: Opened, hot: list[Json]) -> list[Json]:
     """Return the hot keys that are large: live sync copies the full key after each write."""
     rows: list[Json] = []
-    node = await it.endpoint(Side.SOURCE).any_node()
-    for db in sorted((await node.facts()).databases):
-        async with await node.connect(db, name="exodus-weigh") as leg:
+    source = it.endpoint(Side.SOURCE)
+    for db in sorted((await source.facts()).databases):
+        async with await source.connect(db=db, name="exodus-weigh") as leg:
             for row in hot:
                 key = row["key"].encode()
                 kind, used = await leg.pipeline([("TYPE", key), ("MEMORY", "USAGE", key)])

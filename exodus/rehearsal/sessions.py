@@ -3,7 +3,7 @@
 In front of a cluster a gateway has one listener a node, and a session is what a cluster client is:
 a connection for each listener, the map of slots that the gateway tells, and each MOVED followed.
 All connections are made at the beginning, since one that comes while the reserved keys are at the
-other side is ended.
+other side is ended (docs/decisions/0026-rehearse-clusters.md).
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ from exodus.errors import SourceError
 from exodus.observe import ramp, traffic_copy
 from exodus.observe.capture import Capture
 from exodus.plan.vocabulary import Cutover, Side
-from tasks import probe, shapes, sizing, trials, watching
+from tasks import probe, profile, shapes, sizing, trials, watching
 from tasks.context import Json, Opened
 from tasks.proofs import judge_copy, judge_mix
 from tests.support.cluster_gateway import cluster_migration
@@ -251,6 +251,11 @@ async def test_analyze_tries_requests_scripts_and_a_sample_on_every_master(
         size = await sized()
         assert red(sizing.judge_size(size)) == {}
         assert (size["keys"], size["sampled"], size["restored"]) == (300, 300, 300)
+        hot = [{"key": f"large:{number}", "requests_per_s": 1.0} for number in range(6)]
+        with pair.source.client() as client:
+            for row in hot:
+                client.set(row["key"], "v" * 2_000_000)
+        assert [row["key"] for row in await profile._large(it, hot)] == [row["key"] for row in hot]
         await it.store.client.hset(it.store.keys.scripts, b"0" * 40, b"return 1")
         tried = await inspect.unwrap(shapes.try_scripts.fn)(it)
         assert red(shapes.judge_scripts(tried)) == {}
