@@ -25,7 +25,7 @@ from exodus.gateway.process import serve
 from exodus.gateway.supervisor import Supervisor, worker_command
 from exodus.live.syncer import run_syncer
 from exodus.net.client import make_client
-from exodus.plan.address import split_place
+from exodus.plan.address import advertised, split_place
 from exodus.plan.migration_file import MigrationFile
 from exodus.plan.plan import Plan
 from exodus.safe_text import LogFormatter
@@ -104,6 +104,21 @@ def _check_place(name: str, place: str | None) -> None:
             why=str(exc),
             next_step=f"{name} 127.0.0.1:26379",
         ) from exc
+
+
+def _check_advertise(host: str | None) -> None:
+    """Check that an option is a host, without a port.
+
+    Raises:
+        OperatorError: it is not.
+    """
+    if host is None or advertised(host)[1] is None:
+        return
+    raise OperatorError(
+        f"--advertise: {host!r} has a port",
+        why="all gateways of a migration tell clients the same ports",
+        next_step="--advertise HOST here, and gateway.advertise: HOST:PORT in the plan",
+    )
 
 
 def gateway(
@@ -208,6 +223,7 @@ def gateway(
             "port",
             next_step="--sentinel-announce HOST:PORT, or --listen HOST:PORT",
         )
+    _check_advertise(advertise)
     check_certificates(migration.plan, client_ca_file, lend=lend_own_certificate)
     if workers is not None:
         asyncio.run(check_address(migration.plan, host, lend=lend_own_address))
