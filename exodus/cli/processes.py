@@ -176,6 +176,9 @@ def gateway(
             "the port of --listen)"
         ),
     ] = None,
+    sentinel_tls: Annotated[
+        bool, typer.Option(help="speak TLS at --sentinel-listen, with --cert-file")
+    ] = False,
     lend_own_certificate: Annotated[
         bool, typer.Option(help="show Exodus's certificate to a server for clients that show none")
     ] = False,
@@ -259,6 +262,7 @@ def gateway(
             status_listen,
             *["--lend-own-certificate"] * lend_own_certificate,
             *["--lend-own-address"] * lend_own_address,
+            *["--sentinel-tls"] * sentinel_tls,
             *[
                 word
                 for service in sentinel_service or ()
@@ -302,6 +306,7 @@ def gateway(
         listen_fds=tuple(listen_fd or ()),
         drain_s=drain_s,
         sentinel_listen=sentinel_listen or "",
+        sentinel_tls=sentinel_tls,
         sentinel_services=tuple(sentinel_service or ()),
         sentinel_announce=sentinel_announce or "",
         connections_expected=connections,
