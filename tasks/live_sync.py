@@ -48,6 +48,8 @@ from exodus.plan.vocabulary import (
     UserRole,
     WorkersKind,
 )
+from exodus.rehearsal.journal_proof import prove_listeners
+from exodus.rehearsal.nodes import find_nodes
 from exodus.topology.endpoint import Endpoint
 from exodus.topology.pair_checks import empty_database
 from exodus.verify.parts import Found, Part, merge_parts, plan_parts, read_part
@@ -164,7 +166,14 @@ async def _prove(it: Opened, route: Route) -> str:
     prefix, within_s = it.plan.rehearsal_prefix, TASKS_LIVE_SYNC_PROOF_S
     source = it.endpoint(Side.SOURCE)
     if source.cluster is not None:
-        return ", ".join(await prove_nodes(feed, source, prefix, within_s=within_s))
+        found = (
+            await prove_listeners(
+                feed, it.plan, await find_nodes(it.store, it.plan), within_s=within_s
+            )
+            if route.feed is Feed.GATEWAY
+            else await prove_nodes(feed, source, prefix, within_s=within_s)
+        )
+        return ", ".join(found)
     # The gateway's journal sees what passes a gateway. The login is Exodus's own, which the
     # source checks.
     through = it.plan.through_gateway(Side.SOURCE) if route.feed is Feed.GATEWAY else it.plan.source

@@ -181,11 +181,11 @@ async def begin_feed(store: ControlStore, plan: Plan, feed: Feed) -> None:
     """
     source, target = [Endpoint(side, plan.address(side)) for side in Side]
     if feed is Feed.GATEWAY:
-        if source.cluster is not None:
+        if not plan.has_gateways:
             raise DecisionRefused(
                 "the source has no change feed",
-                why="each of its nodes has to allow its replication stream, client tracking or "
-                "keyspace notifications",
+                why="applications pass no gateway, so each of its nodes has to allow its "
+                "replication stream, client tracking or keyspace notifications",
                 next_step="see docs/operating/feeds.md for what each of them needs",
             )
         return

@@ -149,6 +149,22 @@ class FeedReader(ABC):
             await asyncio.sleep(FEED_READER_BACKOFF_S)
 
 
+def probe_name(prefix: str, shard: Shard | None) -> bytes:
+    """Return a new name of a key by which a feed is proved; on a cluster in a slot of `shard`.
+
+    Raises:
+        ValueError: no name is in a slot of it.
+    """
+    for _ in range(FEED_PROBE_NAMES_MAX):
+        name = f"{prefix}feed-probe:{secrets.token_hex(8)}".encode()
+        if shard is None or shard.has(slot_of(name)):
+            return name
+    raise ValueError(
+        f"no key {prefix}feed-probe:… is in a slot of {shard.name if shard else ''}: "
+        "rehearsal_prefix has a hash tag"
+    )
+
+
 class Probes:
     """Keys that a script writes and does not declare, one after the other, until a feed tells one
     of them.
@@ -161,7 +177,7 @@ class Probes:
 
     def __init__(self, leg: Leg, prefix: str, shard: Shard | None = None) -> None:
         self._leg = leg
-        self._prefix = f"{prefix}feed-probe:"
+        self._prefix = prefix
         self._shard = shard
         self._at = -self._EVERY_S
         self.names: list[bytes] = []
@@ -171,16 +187,6 @@ class Probes:
         """On a connection of their own to a node of the side."""
         leg = await node.connect(await empty_database(endpoint), name="exodus-feed")
         return cls(leg, prefix, node.shard)
-
-    def _name(self) -> bytes:
-        for _ in range(FEED_PROBE_NAMES_MAX):
-            name = f"{self._prefix}{secrets.token_hex(8)}".encode()
-            if self._shard is None or self._shard.has(slot_of(name)):
-                return name
-        raise ValueError(
-            f"no key {self._prefix}… is in a slot of {self._shard.name if self._shard else ''}: "
-            "rehearsal_prefix has a hash tag"
-        )
 
     async def write(self) -> None:
         """Write one more, where the last one was written some time ago.
@@ -192,7 +198,7 @@ class Probes:
         now = time.monotonic()
         if now - self._at >= self._EVERY_S:
             self._at = now
-            self.names.append(self._name())
+            self.names.append(probe_name(self._prefix, self._shard))
             await self._leg.call("EVAL", PROBE_SCRIPT, 0, self.names[-1], FEED_READER_PROBE_MS)
 
     async def close(self) -> None:

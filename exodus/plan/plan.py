@@ -346,10 +346,10 @@ class Plan(Options):
                 "to speak to both; give the applications a cluster client and set gateway.facade: "
                 "cluster, or set cutover: own"
             )
-        if self.feed is Feed.GATEWAY:
+        if self.feed is Feed.GATEWAY and self.cutover is Cutover.OWN:
             raise ValueError(
-                f"feed: gateway with {named}: that feed is proved by a write through a gateway to "
-                "one server; set feed: auto, replication, tracking or notifications"
+                f"feed: gateway with {named} and cutover: own: applications pass no gateway; set "
+                "feed: auto, replication, tracking or notifications"
             )
         return self
 

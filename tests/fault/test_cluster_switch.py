@@ -28,9 +28,11 @@ from exodus.cutover.fence import read_record
 from exodus.cutover.listeners_check import check_listeners, check_same_listeners, lacks
 from exodus.cutover.settle import settle
 from exodus.errors import CutoverAborted, DecisionRefused
-from exodus.feeds.feed import begin_feed
+from exodus.feeds.feed import JournalFeed, begin_feed
 from exodus.live import server_runs
-from exodus.plan.vocabulary import Cutover, Feed, Side
+from exodus.plan.vocabulary import Cutover, Feed, JournalMode, Side
+from exodus.rehearsal.journal_proof import prove_listeners
+from exodus.rehearsal.nodes import find_nodes
 from exodus.stack.servers import ServerKind
 from exodus.topology.endpoint import Endpoint
 from tests.support.cluster_app import ClusterApp
@@ -142,8 +144,33 @@ def fenced(node: DatabaseServer) -> bool:
         return "-@write" in str(client.acl_getuser("default"))
 
 
-async def test_there_and_back_between_clusters_of_other_sizes(
+async def test_the_journal_of_the_gateways_is_proved_on_every_node(
     make_cluster: MakeCluster, control_server: DatabaseServer, tmp_path: Path
+) -> None:
+    source, target = make_cluster(ServerKind.VALKEY_81), make_cluster(ServerKind.VALKEY_91)
+    async with cluster_migration(
+        source, target, control_server, tmp_path, cutover=Cutover.GATEWAY, feed=Feed.GATEWAY
+    ) as local:
+        await local.gateway()
+
+        async def published() -> bool:
+            return len(await read_listeners(local.store)) == len(Side)
+
+        await until(published, within_s=20, otherwise="no map of listeners was published")
+        feed = JournalFeed(local.store, local.plan.partitions)
+        nodes = await find_nodes(local.store, local.plan)
+        with pytest.raises(DecisionRefused, match="not to be relied on") as refused:
+            await prove_listeners(feed, local.plan, nodes, within_s=1.5)  # nobody journals yet
+        assert "none came to the journal" in refused.value.why
+        await local.change(journal=JournalMode.ALL)
+        names = await prove_listeners(feed, local.plan, nodes, within_s=20)
+        assert {source.master_of(name) for name in names} == set(source.masters())
+        assert source.contents() == {}
+
+
+@pytest.mark.parametrize("feed", [Feed.TRACKING, Feed.GATEWAY])
+async def test_there_and_back_between_clusters_of_other_sizes(
+    feed: Feed, make_cluster: MakeCluster, control_server: DatabaseServer, tmp_path: Path
 ) -> None:
     """Every node of the old side is fenced, none of the new one; nothing is lost either way."""
     source = make_cluster(ServerKind.VALKEY_81, masters=3)
@@ -151,7 +178,7 @@ async def test_there_and_back_between_clusters_of_other_sizes(
     boxes = {Side.SOURCE: source, Side.TARGET: target}
     async with (
         cluster_migration(
-            source, target, control_server, tmp_path, cutover=Cutover.GATEWAY
+            source, target, control_server, tmp_path, cutover=Cutover.GATEWAY, feed=feed
         ) as local,
         ready(local) as shop,
     ):

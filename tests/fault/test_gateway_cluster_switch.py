@@ -49,7 +49,7 @@ async def beats(local: LocalMigration, condition: Callable[[GatewayHeartbeat], b
 
 
 async def begin_live_sync(local: LocalMigration) -> None:
-    """The gateways' journal is the feed, which the plan does not allow yet."""
+    """The gateways' journal is the feed."""
     await beats(local, lambda beat: bool(beat.at_ms))
     route = await read_route(local.store)
     await set_writer_epoch(

@@ -92,7 +92,10 @@ def test_the_control_store_is_one_server() -> None:
         ({"cutover": Cutover.GATEWAY}, "cutover: gateway with source.cluster"),
         ({"strategy": CopyStrategy.NATIVE}, "strategy: native with source.cluster"),
         ({"strategy": CopyStrategy.MIGRATE}, "strategy: migrate with source.cluster"),
-        ({"feed": Feed.GATEWAY}, "feed: gateway with source.cluster"),
+        (
+            {"feed": Feed.GATEWAY, "cutover": Cutover.OWN},
+            "feed: gateway with source.cluster and cutover: own",
+        ),
     ],
 )
 def test_what_clusters_cannot_do_yet_is_refused(more: dict[str, object], said: str) -> None:
