@@ -25,7 +25,7 @@ from exodus.gateway.process import serve
 from exodus.gateway.supervisor import Supervisor, worker_command
 from exodus.live.syncer import run_syncer
 from exodus.net.client import make_client
-from exodus.plan.address import split_place
+from exodus.plan.address import advertised, split_place
 from exodus.plan.migration_file import MigrationFile
 from exodus.plan.plan import Plan
 from exodus.safe_text import LogFormatter
@@ -106,6 +106,21 @@ def _check_place(name: str, place: str | None) -> None:
         ) from exc
 
 
+def _check_advertise(host: str | None) -> None:
+    """Check that an option is a host, without a port.
+
+    Raises:
+        OperatorError: it is not.
+    """
+    if host is None or advertised(host)[1] is None:
+        return
+    raise OperatorError(
+        f"--advertise: {host!r} has a port",
+        why="all gateways of a migration tell clients the same ports",
+        next_step="--advertise HOST here, and gateway.advertise: HOST:PORT in the plan",
+    )
+
+
 def gateway(
     id_: IdOption = "gateway-1",
     file: FileOption = None,
@@ -161,6 +176,9 @@ def gateway(
             "the port of --listen)"
         ),
     ] = None,
+    sentinel_tls: Annotated[
+        bool, typer.Option(help="speak TLS at --sentinel-listen, with --cert-file")
+    ] = False,
     lend_own_certificate: Annotated[
         bool, typer.Option(help="show Exodus's certificate to a server for clients that show none")
     ] = False,
@@ -208,6 +226,7 @@ def gateway(
             "port",
             next_step="--sentinel-announce HOST:PORT, or --listen HOST:PORT",
         )
+    _check_advertise(advertise)
     check_certificates(migration.plan, client_ca_file, lend=lend_own_certificate)
     if workers is not None:
         asyncio.run(check_address(migration.plan, host, lend=lend_own_address))
@@ -243,6 +262,7 @@ def gateway(
             status_listen,
             *["--lend-own-certificate"] * lend_own_certificate,
             *["--lend-own-address"] * lend_own_address,
+            *["--sentinel-tls"] * sentinel_tls,
             *[
                 word
                 for service in sentinel_service or ()
@@ -286,6 +306,7 @@ def gateway(
         listen_fds=tuple(listen_fd or ()),
         drain_s=drain_s,
         sentinel_listen=sentinel_listen or "",
+        sentinel_tls=sentinel_tls,
         sentinel_services=tuple(sentinel_service or ()),
         sentinel_announce=sentinel_announce or "",
         connections_expected=connections,

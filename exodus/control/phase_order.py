@@ -60,14 +60,6 @@ async def check_may_begin(store: ControlStore, plan: Plan, phase: Phase) -> None
             "`exodus start rollback` with abandon then ends live sync and leaves the target as "
             "it is",
         )
-    left_out = phases_left_out(plan)
-    if phase in left_out:
-        following = due_phase([], plan)
-        raise DecisionRefused(
-            f"{phase} may not begin: the applications of this migration pass no gateway",
-            why="a side is a cluster, and the plan says cutover: own",
-            next_step=f"exodus start {following}; see docs/operating/cluster.md",
-        )
     if problems := ledger.broken(await ledger.read_stored(store)):
         raise DecisionRefused(
             f"{phase} may not begin: the ledger was edited",
@@ -82,6 +74,13 @@ async def check_may_begin(store: ControlStore, plan: Plan, phase: Phase) -> None
             why=text_of_end(*end),
             next_step="exodus archive, which keeps its evidence and frees its name; then exodus "
             "apply for another one",
+        )
+    left_out = phases_left_out(plan)
+    if phase in left_out:
+        raise DecisionRefused(
+            f"{phase} may not begin: the applications of this migration pass no gateway",
+            why="a side is a cluster, and the plan says cutover: own",
+            next_step=f"exodus start {due_phase(entries, plan)}; see docs/operating/cluster.md",
         )
     needed = _NEEDS.get(phase)
     while needed in left_out:

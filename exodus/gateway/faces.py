@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 from collections.abc import Callable
 
 from exodus.control.route import Route
@@ -46,16 +47,26 @@ def authority_named(plan: Plan, side: Side) -> Named | None:
 
 
 async def open_face(
-    plan: Plan, options: GatewayOptions, port: int, route: Callable[[], Route]
+    plan: Plan,
+    options: GatewayOptions,
+    port: int,
+    tls: ssl.SSLContext | None,
+    route: Callable[[], Route],
 ) -> SentinelFace | None:
-    """Open the face, where the options ask for one. `port` is the gateway's own.
+    """Open the face, where the options ask for one. `port` and `tls` are the gateway's own.
 
     Raises:
         ExodusError: it cannot listen there.
-        OperatorError: no service is known.
+        OperatorError: no service is known, or there is no certificate for TLS.
     """
     if not options.sentinel_listen:
         return None
+    if options.sentinel_tls and tls is None:
+        raise OperatorError(
+            "--sentinel-tls: there is no certificate",
+            why="the Sentinel face shows the gateway's own",
+            next_step="--cert-file and --key-file, or no --sentinel-tls",
+        )
     announced = (
         Named(*split_place(options.sentinel_announce)) if options.sentinel_announce else None
     )
@@ -67,7 +78,9 @@ async def open_face(
 
     face = SentinelFace(services_of(plan, options), name_master, lambda: route().epoch)
     try:
-        await face.open(*split_place(options.sentinel_listen))
+        await face.open(
+            *split_place(options.sentinel_listen), tls if options.sentinel_tls else None
+        )
     except OSError as exc:
         raise ExodusError(
             f"cannot answer like a Sentinel on {options.sentinel_listen}",

@@ -376,6 +376,7 @@ class Gateway:
                 self.plan,
                 options,
                 0 if options.listen_host.startswith("unix:") else sockets[0].getsockname()[1],
+                self.tls_contexts.listener,
                 lambda: self.route_follower.route,
             )
         except ExodusError:

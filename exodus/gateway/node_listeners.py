@@ -35,7 +35,7 @@ from exodus.gateway.relay import Connection
 from exodus.gateway.store_state import STORE_ERRORS
 from exodus.gateway.topology_replies import NAMES_NODES, Told, rewritten
 from exodus.net.clusters import NoMaster, cluster_of
-from exodus.plan.address import Address, Cluster, place_of
+from exodus.plan.address import Address, Cluster, advertised, place_of
 from exodus.plan.bounds import TOPOLOGY_LOOK_S
 from exodus.plan.plan import Plan
 from exodus.plan.vocabulary import ClusterReplicas, Side
@@ -77,7 +77,8 @@ class NodeListeners:
         self._ident = node_id(plan.name)
         self._changed = changed
         self._look_now = look_now
-        self._advertise = advertise or plan.gateway.advertise
+        self._host = advertise or advertised(plan.gateway.advertise)[0]
+        self._first_port = plan.gateway.told_port
         self.tls = tls
         self.replicas = plan.gateway.replicas is ClusterReplicas.LISTED
         self._maps = {side: ListenerMap() for side in self._clusters}
@@ -273,7 +274,7 @@ class NodeListeners:
             args,
             protocol,
             host=self.host(connection),
-            port=_reached(connection)[1] - connection.listener,
+            port=self.port(connection, 0),
             ident=self._ident,
             tls=self.tls,
         )
@@ -287,7 +288,12 @@ class NodeListeners:
 
     def host(self, connection: Connection) -> str:
         """Return the host that a client is told."""
-        return self._advertise or _reached(connection)[0]
+        return self._host or _reached(connection)[0]
+
+    def port(self, connection: Connection, listener: int) -> int:
+        """Return the port of a listener that a client is told."""
+        first = self._first_port or _reached(connection)[1] - connection.listener
+        return first + listener
 
 
 class _Teller:
@@ -298,7 +304,7 @@ class _Teller:
         self._connection = connection
         self.tls = listeners.tls
         self.replicas = listeners.replicas
-        self.ip, self._port = _reached(connection)
+        self.ip = _reached(connection)[0]
 
     def told(self, node_id: str, places: list[str], slot: int | None) -> Told | None:
         connection, leg = self._connection, self._connection.leg
@@ -307,7 +313,7 @@ class _Teller:
         found = self._listeners.find(connection.side, node_id, named, slot)
         if found is None:
             return None
-        return Told(self._listeners.host(connection), self._port - connection.listener + found)
+        return Told(self._listeners.host(connection), self._listeners.port(connection, found))
 
 
 def _reached(connection: Connection) -> tuple[str, int]:

@@ -32,6 +32,7 @@ class GatewayOptions:
     lend_address: bool = False  # use this machine's address towards a server that trusts it
     pinned: Plan | None = None  # of the local migration file: the store's must agree with it
     sentinel_listen: str = ""  # HOST:PORT at which it answers like a Sentinel; empty: nowhere
+    sentinel_tls: bool = False  # it speaks TLS there, with `cert_file`
     sentinel_services: tuple[str, ...] = ()  # names that are asked for; none: the plan's
     sentinel_announce: str = ""  # HOST:PORT to name as the master; empty: where it was reached
     connections_expected: int = 0  # checked against the server's maxclients at the start

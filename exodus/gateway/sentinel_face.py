@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import ssl
 from collections import deque
 from collections.abc import Callable, Collection
 from fnmatch import fnmatchcase
@@ -95,8 +96,8 @@ class SentinelFace:
         self._left = SENTINEL_FACE_PER_S_MAX
         self._window = 0
 
-    async def open(self, host: str, port: int) -> None:
-        """Listen. Several workers may listen on one port.
+    async def open(self, host: str, port: int, tls: ssl.SSLContext | None = None) -> None:
+        """Listen, with TLS where there is a context. Several workers may listen on one port.
 
         Raises:
             OSError: the address is in use by another program, or is not of this machine.
@@ -106,6 +107,7 @@ class SentinelFace:
             lambda: cast("asyncio.Protocol", _Client(self)),
             host,
             port,
+            ssl=tls,
             backlog=LISTENERS_BACKLOG_MAX,
             reuse_address=True,
             reuse_port=True,

@@ -360,6 +360,19 @@ def split_place(text: str) -> tuple[str, int]:
     return inner, int(port)
 
 
+def advertised(text: str | None) -> tuple[str, int | None]:
+    """Return the host and the first port that clients are told in place of those that they reach.
+
+    `text` is a host, a host and a port, or None. What it does not name is empty, or None.
+
+    Raises:
+        ValueError: it is no such text.
+    """
+    if text is None:
+        return "", None
+    return split_place(text) if _has_port(text) else (text, None)
+
+
 def _listed(field: str, value: object) -> object:
     if isinstance(value, str):
         raise ValueError(  # noqa: TRY004 - pydantic shows it as an error of the field

@@ -7,7 +7,7 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from exodus.plan.address import Credentials, Tls, read_secret
+from exodus.plan.address import Credentials, Tls, advertised, read_secret
 from exodus.plan.bounds import LISTENERS_MAX, PORT_MAX
 from exodus.plan.vocabulary import ClusterReplicas, Facade, FenceKind, Side, UserRole, WorkersKind
 
@@ -200,8 +200,8 @@ class Listen(Tls):
     advertise: str | None = Field(
         default=None,
         min_length=1,
-        description="for a cluster: host that clients are told to connect to; null: the address "
-        "at which they reached the gateway",
+        description="for a cluster: HOST that clients are told to connect to, or HOST:PORT of the "
+        "first listener; null: the address at which they reached the gateway",
     )
     replicas: ClusterReplicas = Field(
         default=ClusterReplicas.HIDDEN,
@@ -219,6 +219,21 @@ class Listen(Tls):
     def reached(self) -> dict[str, object]:
         """Return the fields of the `Address` at which sessions reach the first listener."""
         return self.model_dump(include={"host", "port", *Tls.model_fields})
+
+    @model_validator(mode="after")
+    def _can_be_told(self) -> Self:
+        _, first = advertised(self.advertise)
+        if first is not None and not 0 < first <= PORT_MAX + 1 - self.listeners:
+            raise ValueError(
+                f"gateway.advertise: {self.advertise!r} leaves no ports for {self.listeners} "
+                f"listeners; name a port up to {PORT_MAX + 1 - self.listeners}, or fewer of them"
+            )
+        return self
+
+    @property
+    def told_port(self) -> int | None:
+        """Return the port of the first listener that clients are told; None: its own port."""
+        return advertised(self.advertise)[1]
 
     @model_validator(mode="after")
     def _has_ports(self) -> Self:

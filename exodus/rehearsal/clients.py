@@ -73,6 +73,7 @@ class ProbeClients:
         queue: bool = True,
         listeners: Sequence[int] = (0,),
         slots: Sequence[int] = (),
+        told_port: int | None = None,
     ) -> None:
         """Make the sessions.
 
@@ -85,6 +86,7 @@ class ProbeClients:
                 as any crash of a connection may.
             listeners: those that stand for nodes, by number.
             slots: one of each node of the clusters: a counter is there.
+            told_port: of the first listener, as clients are told; None: its own.
         """
         self.gateway = gateway
         self.acknowledged: dict[str, int] = {}
@@ -106,7 +108,7 @@ class ProbeClients:
         self._slots = slots
         self._stop = asyncio.Event()
         self._sessions = [
-            Session(gateway, listeners, name=name, timeout_s=timeout_s)
+            Session(gateway, listeners, name=name, timeout_s=timeout_s, told_port=told_port)
             for _ in range(REHEARSAL_SESSIONS + 1 + 2 * queue)
         ]
         self._tasks: list[asyncio.Task[None]] = []

@@ -150,6 +150,7 @@ class _Rehearsal:
             queue=queue,
             listeners=self.nodes.listeners,
             slots=self.nodes.slots,
+            told_port=self.plan.gateway.told_port,
         )
 
     async def run(self) -> dict[str, Any]:

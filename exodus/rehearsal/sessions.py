@@ -28,11 +28,19 @@ class Session:
     """
 
     def __init__(
-        self, gateway: Address, listeners: Sequence[int], *, name: str, timeout_s: float
+        self,
+        gateway: Address,
+        listeners: Sequence[int],
+        *,
+        name: str,
+        timeout_s: float,
+        told_port: int | None,
     ) -> None:
-        """`listeners` are those that stand for nodes, by number; in front of single servers 0."""
+        """`listeners` are those that stand for nodes, by number; in front of single servers 0.
+        `told_port` is the port of the first that clients are told, if it is not its own.
+        """
         self.answered_by: Counter[int] = Counter()  # listeners, since the caller emptied it
-        self._first_port = gateway.port
+        self._first_port = told_port or gateway.port
         self._listeners = tuple(listeners)
         self._of_slot: dict[int, int] = {}  # listener, as the gateway told
         self._clients = {

@@ -242,7 +242,8 @@ async def test_a_move_from_one_server_to_a_cluster_is_rehearsed_behind_the_facad
         pair.target,
         control_server,
         tmp_path,
-        listen={"facade": "cluster"},
+        # Clients are told ports that only they reach.
+        listen={"facade": "cluster", "advertise": "elsewhere.test:30400"},
         feed=Feed.TRACKING,
     ) as local:
         found = await rehearse(local.store, local.plan)

@@ -23,13 +23,15 @@ from exodus.control.registry import heartbeats
 from exodus.net.client import answered
 from exodus.net.clusters import look
 from exodus.plan.address import Credentials
-from exodus.plan.vocabulary import Side
+from exodus.plan.settings import RoleUser, Users
+from exodus.plan.vocabulary import Feed, Side, UserRole
 from exodus.shadow import scratch_cluster
 from exodus.shadow.causes import Cause
 from exodus.shadow.cluster_trials import ClusterTrials
 from exodus.shadow.rules import error_code
 from exodus.shadow.verdicts import SEVERAL_SLOTS
 from exodus.stack.servers import ServerKind
+from exodus.topology.rights import Wanted, rule_of, server_of
 from tests.support.cluster_gateway import cluster_migration
 from tests.support.clusters import ClusterBox
 from tests.support.comparing import comparing, counted, ledger, quiet, row_of
@@ -118,6 +120,20 @@ def node_of(box: Box, key: str) -> redis.Redis:
     return (box.master_of(key) if isinstance(box, ClusterBox) else box).client()
 
 
+def make_comparers(boxes: dict[Side, ClusterBox], folder: Path) -> dict[str, Credentials]:
+    """Make a user for the comparer on each node, with what `exodus users --cluster` prints."""
+    file = folder / "comparer"
+    file.write_text("secret")
+    for side, box in boxes.items():
+        server, wanted = server_of(str(box.kind)), Wanted(feed=Feed.TRACKING, cluster=True)
+        rule = rule_of([UserRole.COMPARER], side, *server, wanted).split()
+        for node in box.nodes:
+            with node.client() as client:
+                client.execute_command("ACL", "SETUSER", "exodus-comparer", "on", ">secret", *rule)
+    login = Credentials(username="exodus-comparer", password_file=file)
+    return {str(side): login for side in boxes}
+
+
 def take_slot(box: Box, key: str) -> None:
     """Give a key's slot to another node without its keys: the old node drops them."""
     assert isinstance(box, ClusterBox)
@@ -169,8 +185,10 @@ async def test_a_defect_of_one_node_is_confirmed_and_nothing_else(
 ) -> None:
     """Values, expiries, states of before, and a slot without its keys, planted on one node of the
     target: between two clusters, and between a cluster and a server. Writes are compared by their
-    replies, also those of several keys. All three at once, since most of it is waiting.
+    replies, also those of several keys. All three at once, since most of it is waiting. Between the
+    clusters the comparer has its own rights alone.
     """
+    comparer = RoleUser(**make_comparers({Side.SOURCE: old, Side.TARGET: new}, tmp_path))
     ways: dict[str, tuple[Box, Box]] = {
         "both": (old, new),
         "to": (redis62, new),
@@ -178,19 +196,35 @@ async def test_a_defect_of_one_node_is_confirmed_and_nothing_else(
     }
     await asyncio.gather(
         *[
-            _finds_defects(sides, control_server, tmp_path / name, name)
+            _finds_defects(
+                sides,
+                control_server,
+                tmp_path / name,
+                name,
+                users=Users(comparer=comparer) if name == "both" else Users(),
+            )
             for name, sides in ways.items()
         ]
     )
+    for node in (*old.nodes, *new.nodes):
+        with node.client() as client:
+            log = client.acl_log()
+            refused = {each["object"] for each in log if each["username"] == "exodus-comparer"}
+            # Redis 6.2 has no CLIENT NO-TOUCH, and names the command without its second word.
+            assert refused <= ({"client"} if node.kind is ServerKind.REDIS_62 else set())
 
 
 async def _finds_defects(
-    sides: tuple[Box, Box], control_server: DatabaseServer, folder: Path, prefix: str
+    sides: tuple[Box, Box],
+    control_server: DatabaseServer,
+    folder: Path,
+    prefix: str,
+    **plan: object,
 ) -> None:
     _, target = sides
     wanted = [name for name in PLANTED if name != "slot" or isinstance(target, ClusterBox)]
     keys = of_one_node(target, wanted, prefix)
-    async with compared(sides, control_server, folder) as (local, app):
+    async with compared(sides, control_server, folder, **plan) as (local, app):
         await app("SET {k} old", keys["older"])
         for number, (made, _) in enumerate(WRITES):
             for each in made.split("; "):

@@ -11,8 +11,9 @@ import ssl
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, closing, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -31,7 +32,12 @@ from exodus.resp.scanner import ReplyScanner
 from exodus.stack.clusters import BUS
 from exodus.stack.servers import ServerKind
 from tests.fault.test_tls import Authority, client_tls
-from tests.support.cluster_gateway import LISTENERS, cluster_migration, gateway_process
+from tests.support.cluster_gateway import (
+    LISTENERS,
+    cluster_migration,
+    free_ports,
+    gateway_process,
+)
 from tests.support.clusters import ClusterBox
 from tests.support.full import FULL
 from tests.support.local_migration import LocalMigration
@@ -670,6 +676,53 @@ async def test_clients_are_told_the_address_that_they_reached(
                 assert {node.host for node in client.get_nodes()} == {"::1"}
 
         await asyncio.to_thread(act)
+
+
+@asynccontextmanager
+async def _behind_a_port_map(outer: int, inner: int, count: int) -> AsyncIterator[None]:
+    """Lead ports from `outer` on to those from `inner` on, as a load balancer or a NAT does."""
+
+    async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(OSError):
+            while data := await reader.read(1 << 16):
+                writer.write(data)
+                await writer.drain()
+        writer.close()
+
+    async def relay(to: int, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        there, here = await asyncio.open_connection("127.0.0.1", to)
+        await asyncio.gather(pump(reader, here), pump(there, writer))
+
+    servers = [
+        await asyncio.start_server(partial(relay, inner + number), "127.0.0.1", outer + number)
+        for number in range(count)
+    ]
+    try:
+        yield
+    finally:
+        for server in servers:
+            server.close()
+
+
+async def test_clients_behind_changed_ports_are_told_those(
+    make_cluster: MakeCluster, control_server: DatabaseServer, tmp_path: Path
+) -> None:
+    source = make_cluster(ServerKind.VALKEY_81)
+    twin = make_cluster(ServerKind.VALKEY_91, masters=1)
+    outer = free_ports(3)
+    listen: dict[str, object] = {"advertise": f"elsewhere.test:{outer}"}
+    async with cluster_migration(source, twin, control_server, tmp_path, listen=listen) as local:
+        await local.gateway(advertise="127.0.0.1")  # this host's, in place of the plan's
+
+        def act() -> None:
+            with RedisCluster(host="127.0.0.1", port=outer) as client:
+                for number in range(50):
+                    client.set(f"k{number}", number)
+                assert {node.port for node in client.get_nodes()} == set(range(outer, outer + 3))
+
+        async with _behind_a_port_map(outer, local.port, 3):
+            await asyncio.to_thread(act)
+        assert len(source.contents()) == 50
 
 
 async def test_tls_clients_are_told_the_name_in_the_certificate(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import redis
@@ -12,16 +13,17 @@ import redis.asyncio.sentinel
 from coredis import Sentinel as CoredisSentinel
 from coredis.connection import TCPLocation
 
-from exodus.control.route import Redirect
+from exodus.control.route import Redirect, Route
 from exodus.errors import ExodusError, OperatorError
 from exodus.gateway import sentinel_face
-from exodus.gateway.faces import services_of
+from exodus.gateway.faces import open_face, services_of
 from exodus.gateway.hub import Gateway
 from exodus.gateway.options import GatewayOptions
 from exodus.gateway.sentinel_face import SentinelFace
 from exodus.plan.plan import Plan
 from exodus.plan.vocabulary import Side
 from exodus.stack.home import free_port
+from tests.fault.test_tls import Authority
 from tests.support.full import FULL
 from tests.support.ioredis import installed_ioredis
 from tests.support.local_migration import LocalMigration
@@ -77,6 +79,34 @@ async def test_redis_py_needs_the_addresses_only(local: LocalMigration, protocol
         await each.aclose()
     with local.servers[Side.SOURCE].client() as client:
         assert client.get("k") == b"through the gateway"
+
+
+async def test_it_speaks_tls_where_it_is_told_to(local: LocalMigration, tmp_path: Path) -> None:
+    authority = Authority(tmp_path)
+    cert, key = authority.certificate("gw.test", "gateway")
+    where: dict[str, Any] = {
+        "sentinel_listen": f"127.0.0.1:{free_port()}",
+        "sentinel_services": (SERVICE,),
+    }
+    options = GatewayOptions("bare", tmp_path, "127.0.0.1", local.port, sentinel_tls=True, **where)
+    with pytest.raises(OperatorError, match="there is no certificate"):
+        await open_face(local.plan, options, local.port, None, Route)
+    gateway = await local.gateway(**where, sentinel_tls=True, cert_file=cert, key_file=key)
+    assert gateway.face is not None
+    tls: dict[str, Any] = {
+        "ssl": True,
+        "ssl_ca_certs": str(authority.file),
+        "ssl_check_hostname": False,
+    }
+    sentinels = redis.asyncio.sentinel.Sentinel(
+        [("127.0.0.1", gateway.face.port)], sentinel_kwargs=tls, **tls
+    )
+    async with sentinels.master_for(SERVICE) as master:
+        assert await master.set("k", "v")
+    with pytest.raises(redis.ConnectionError):
+        await redis.asyncio.Redis(port=gateway.face.port).ping()
+    for each in sentinels.sentinels:
+        await each.aclose()
 
 
 async def test_so_does_coredis(local: LocalMigration) -> None:

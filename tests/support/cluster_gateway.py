@@ -1,4 +1,4 @@
-"""A gateway in front of clusters, built in the test's process: the plan does not allow it yet."""
+"""A gateway in front of clusters, in the test's process or in one of its own."""
 
 from __future__ import annotations
 

@@ -122,3 +122,19 @@ def test_gateways_move_clusters_of_one_kind_of_client() -> None:
     assert (own.has_gateways, own.has_cluster) == (False, True)
     plain = Plan(name="m", source=server, target=Address.parse("redis://a:1", field="target"))
     assert (plain.has_gateways, plain.has_cluster) == (True, False)
+
+
+@pytest.mark.parametrize(
+    ("advertise", "told"),
+    [(None, None), ("gw.example", None), ("gw.example:30400", 30400), ("[::1]:30400", 30400)],
+)
+def test_a_host_or_a_host_and_the_first_port_is_advertised(
+    advertise: str | None, told: int | None
+) -> None:
+    assert Listen(advertise=advertise).told_port == told
+
+
+@pytest.mark.parametrize("advertise", ["gw.example:x", "gw.example:65530", "gw.example:0", ":7000"])
+def test_what_no_client_could_use_is_not_advertised(advertise: str) -> None:
+    with pytest.raises(ValidationError, match=r"address|leaves no ports for 16 listeners"):
+        Listen(advertise=advertise)
