@@ -548,7 +548,7 @@ LEG_READ_BYTES = 256 * 1024
 NODE_CHECKS_NAMED = 5  # nodes or users that one row names
 
 # exodus/topology/pair_checks.py
-PAIR_CHECKS_OWN_KEYS_MAX = 1_000
+PAIR_CHECKS_OWN_KEYS_MAX = 10_000  # on a side; a cluster has 1,024 guard keys of its own
 
 # exodus/verify/comparison.py
 COMPARE_APART_KEYS = 32  # that need reads of their own, of up to LARGE_KEY_BYTES each, at a time

@@ -12,11 +12,13 @@ from pathlib import Path
 import pytest
 import redis.asyncio
 
+from exodus.copy.guard import set_writer_epoch
 from exodus.cutover.preflight import check_all
 from exodus.errors import SourceError
 from exodus.observe import ramp, traffic_copy
 from exodus.observe.capture import Capture
 from exodus.plan.vocabulary import Cutover, Side
+from exodus.topology.endpoint import Endpoint
 from tasks import probe, profile, shapes, sizing, trials, watching
 from tasks.context import Json, Opened
 from tasks.proofs import judge_copy, judge_mix
@@ -228,6 +230,19 @@ async def test_less_room_and_another_coverage_of_the_target_are_found(
                 with node.client() as client:
                     client.config_set("cluster-require-full-coverage", "yes")
         assert list(found) == ["cluster-require-full-coverage"]
+
+
+async def test_guards_that_an_earlier_phase_left_are_not_keys_of_others(
+    pair: Pair, control_server: DatabaseServer, tmp_path: Path
+) -> None:
+    """A cluster has more than a thousand of them."""
+    async with migration(pair, control_server, tmp_path) as it:
+        await set_writer_epoch(Endpoint(Side.TARGET, it.plan.target), it.plan.name, 1)
+        assert await findings(it) == {}
+        with pair.target.client() as client:
+            client.set("somebody's", "v")
+        said = (await findings(it))["empty target"]
+        assert said == "the target holds 1 keys in 1 database(s)"
 
 
 async def test_analyze_tries_requests_scripts_and_a_sample_on_every_master(
