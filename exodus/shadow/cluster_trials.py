@@ -21,23 +21,30 @@ from exodus.net.clusters import NoMaster, cluster_of, look, shard_of
 from exodus.net.leg import Leg, Reply, ReplyError, lost
 from exodus.net.routed import RoutedLeg
 from exodus.plan.address import Cluster
-from exodus.plan.bounds import CLUSTER_AGAIN_S, COMPARE_REDIRECTS_MAX
+from exodus.plan.bounds import CLUSTER_AGAIN_S, COMPARE_REDIRECTS_MAX, COMPARE_SECONDS_MAX
 from exodus.plan.vocabulary import Side
 from exodus.shadow.rules import INFRASTRUCTURE, error_code
-from exodus.shadow.trials import TrialConnection
+from exodus.shadow.trials import Slow, TooSlow, TrialConnection
 
-_PLAIN = COMPARED_READS | COMPARED_WRITES | {b"MULTI", b"EXEC"}
+_PLAIN = COMPARED_READS | COMPARED_WRITES | {b"MULTI", b"EXEC", b"ASKING"}
 
 
 class ClusterTrials:
     """A connection for trial requests to each node, made when it is needed."""
 
     def __init__(
-        self, cluster: Cluster, side: Side, *, name: str, enters: Cluster | None = None
+        self,
+        cluster: Cluster,
+        side: Side,
+        slow: Slow,
+        *,
+        name: str,
+        enters: Cluster | None = None,
     ) -> None:
         """`cluster` names the user of the requests, `enters` the one that enters a database in its
-        place.
+        place. `slow` has what took too long in this sampling.
         """
+        self._slow = slow
         self._cluster = cluster
         self._side = side
         self._name = name
@@ -79,9 +86,30 @@ class ClusterTrials:
         tries = await self._node(announced)
         try:
             return await tries.ask_all(db, requests, key)
+        except TooSlow as exc:
+            names = {args[0].upper() for args in requests}
+            blamed = names <= self._slow.stalled or not names <= _PLAIN
+            if blamed or await self._answers(announced):
+                raise
+            self._slow.stalled |= names
+            cluster_of(self._cluster).doubt()
+            raise lost(self._side, self._cluster.server(announced), exc) from exc
         except (SourceError, TargetError):
             cluster_of(self._cluster).doubt()
             raise
+
+    async def _answers(self, announced: str) -> bool:
+        """Return whether a node answers a new connection. One that stalls answers nobody, and a
+        failover may be under way. A command that makes it stall is found out by the next one.
+        """
+        try:
+            async with asyncio.timeout(COMPARE_SECONDS_MAX):
+                async with await Leg.connect(
+                    self._cluster.server(announced), self._side, name=self._name
+                ):
+                    return True
+        except (SourceError, TargetError, TimeoutError):
+            return False
 
     async def _node(self, announced: str) -> TrialConnection:
         tries = self._nodes.get(announced)

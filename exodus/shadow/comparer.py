@@ -292,7 +292,7 @@ class Comparer(RouteFollower):
         tries: Trials
         if isinstance(place, Cluster):
             within = enters if isinstance(enters, Cluster) else None
-            tries = ClusterTrials(place, side, name="exodus-compare", enters=within)
+            tries = ClusterTrials(place, side, self._slow, name="exodus-compare", enters=within)
         else:
             leg = await Leg.connect(place, side, name="exodus-compare")
             tries = TrialConnection(leg, enters=enters)

@@ -41,6 +41,8 @@ class Slow:
 
     names: set[bytes] = field(default_factory=set)
     script_runs: bool = False  # the target may still run a script that Compare started
+    # Commands during which a node answered nothing at all: perhaps not for their sake
+    stalled: set[bytes] = field(default_factory=set)
 
 
 class Trials(Protocol):

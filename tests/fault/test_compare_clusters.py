@@ -29,6 +29,7 @@ from exodus.shadow import scratch_cluster
 from exodus.shadow.causes import Cause
 from exodus.shadow.cluster_trials import ClusterTrials
 from exodus.shadow.rules import error_code
+from exodus.shadow.trials import Slow
 from exodus.shadow.verdicts import SEVERAL_SLOTS
 from exodus.stack.servers import ServerKind
 from exodus.topology.rights import Wanted, rule_of, server_of
@@ -332,6 +333,35 @@ async def test_what_the_cluster_would_not_take_is_counted_with_its_reason(
         assert {key for key, _ in rows} == {"b1", "elsewhere"}
 
 
+@pytest.mark.parametrize("sides", ["redis62 to new"], indirect=True)
+async def test_a_node_that_stalls_takes_no_command_out_of_the_comparison(
+    sides: tuple[Box, Box], control_server: DatabaseServer, tmp_path: Path
+) -> None:
+    """GET did not make it slow. Compare waits for the node, or for the one that takes over."""
+    _, target = sides
+    assert isinstance(target, ClusterBox)
+    async with compared(sides, control_server, tmp_path) as (local, app):
+        await app("SET k v")
+        await app("GET k")
+        await row_of(local, "GET", "equal")
+        stalled = target.master_of("k")
+        stalled.pause()
+        try:
+            await app("GET k")
+
+            async def waits() -> bool:
+                (beat,) = await heartbeats(local.store, "comparer")
+                return f":{stalled.port} failed" in beat.why
+
+            await until(waits, within_s=15, otherwise="Compare does not wait")
+        finally:
+            stalled.resume()
+        await row_of(local, "GET", "equal", 2)
+        assert not (await counted(local, "GET")).get("too_slow")
+        assert await ledger(local) == []
+    await asyncio.to_thread(target.wait_ready)
+
+
 @pytest.mark.parametrize("word", ["MOVED", "ASK"])
 async def test_a_script_leads_compare_to_no_other_address(new: ClusterBox, word: str) -> None:
     """Its error looks like a redirect. Whoever listens there would be given a password."""
@@ -340,7 +370,7 @@ async def test_a_script_leads_compare_to_no_other_address(new: ClusterBox, word:
     port = stranger.sockets[0].getsockname()[1]
     cluster = new.address()
     await look(cluster)
-    trials = ClusterTrials(cluster, Side.TARGET, name="test")
+    trials = ClusterTrials(cluster, Side.TARGET, Slow(), name="test")
     try:
         script = f"return redis.error_reply('{word} 1 127.0.0.1:{port}')".encode()
         replies = await trials.ask_all(0, [[b"EVAL", script, b"1", b"k"]], b"k")
