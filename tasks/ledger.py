@@ -91,10 +91,8 @@ def open_phase(migration: str, phase: str) -> Json:
             run_id = str(flow_run.get_id() or "")
             plan_now = await _plan_now(it, Phase(phase))
             await check_may_begin(it.store, plan_now, Phase(phase))
-            if Phase(phase) not in (
-                Phase.COMMIT,
-                Phase.ROLLBACK,
-            ):  # their gates come after a decision, in another process
+            # Their gates come after a decision, in another process
+            if Phase(phase) not in (Phase.COMMIT, Phase.ROLLBACK):
                 prepare()
             now_ms = await it.store.now_ms()
             state = PhaseState(state=PhaseStatus.RUNNING, started_ms=now_ms, flow_run_id=run_id)

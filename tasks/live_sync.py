@@ -115,9 +115,8 @@ async def start_live_sync(it: Opened) -> Json:
         feeds = await choose_feeds(it.store, it.plan)
         await begin_feed(it.store, it.plan, feeds[Side.SOURCE].feed)
         await freshness.forget_pass(it.store)
-        await answered(
-            it.store.client.delete(it.store.keys.accepted)
-        )  # a new copy may succeed: accept them again
+        # A new copy may succeed: accept them again
+        await answered(it.store.client.delete(it.store.keys.accepted))
         if by_replica:
             await replica.grant_writes(it.plan, writer)
             await it.store.save_report(NATIVE_REPORT, {"at_ms": await it.store.now_ms()})
@@ -485,9 +484,8 @@ async def measure_freshness(it: Opened) -> Json:
         DecisionRefused: keys were never verified, or fewer than the plan requires.
     """
     if (await read_route(it.store)).authority is Side.TARGET:
-        fresh = await freshness.read_freshness(
-            it.store, it.plan.partitions
-        )  # the cutover is done; the switch has checked it
+        # The cutover is done; the switch has checked it
+        fresh = await freshness.read_freshness(it.store, it.plan.partitions)
     else:
         await wait_until_fresh(it.store, it.plan)
         fresh = await check_fresh(it.store, it.plan)

@@ -17,11 +17,12 @@ from exodus.plan.vocabulary import JournalMode
 
 _ALL = JournalMode.ALL
 CLIENT_ID, LOGIN = 0, 1  # the gateway's own requests, see `expect_own_reply`
+# `Pending.reply_mode`: the mode that CLIENT REPLY asks for
 REPLY_ON, REPLY_OFF, REPLY_SKIP = (
     1,
     2,
     3,
-)  # `Pending.reply_mode`: the mode that CLIENT REPLY asks for
+)
 
 
 class SessionParts:
