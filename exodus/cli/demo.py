@@ -17,7 +17,6 @@ from typing import Any, cast
 import orjson
 import redis
 
-from exodus.acceptance import latency
 from exodus.cli.decisions import answer_open_decision
 from exodus.cli.demo_failover import fail_over
 from exodus.cli.output import say, show_table
@@ -282,15 +281,9 @@ def _run_phases(demo: Demo, file: MigrationFile, api: PrefectApi, app: Started) 
     demo.phases = asyncio.run(_phase_rows(file))
 
 
-# Findings of a move with a cluster that concern the demo's own application, or its machine. A
-# cluster has one database, and the shop uses one. Nobody can play the scripts that the shop calls.
-_DEMO_ACCEPTS = frozenset(
-    {
-        "databases",
-        "the trial is like the observed traffic",
-        latency.OF_NODES,
-    }
-)
+# Findings of a move with a cluster that concern the demo's own application. A cluster has one
+# database, and the shop uses one. Nobody can play the scripts that the shop calls.
+_DEMO_ACCEPTS = frozenset({"databases", "the trial is like the observed traffic"})
 
 
 def _accepted(file: MigrationFile, waiting: Json) -> dict[str, object]:

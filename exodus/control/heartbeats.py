@@ -63,8 +63,10 @@ class LatencyFacts(_Facts):
     """How long both sides took to answer one gateway, when Test asked for it."""
 
     asked_ms: int = 0  # by the store's clock; 0: never
-    ping_ms_p50: dict[str, float] = Field(default_factory=dict)  # by side
+    ping_ms_p50: dict[str, float] = Field(default_factory=dict)  # by side; of its slowest master
     ping_ms_p99: dict[str, float] = Field(default_factory=dict)
+    slowest: dict[str, str] = Field(default_factory=dict)  # side → that master, HOST:PORT
+    masters: dict[str, int] = Field(default_factory=dict)  # side → how many were measured
     failed: str = ""  # a side that did not answer, and why
 
 

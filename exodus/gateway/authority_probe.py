@@ -14,7 +14,8 @@ from exodus.control.heartbeats import LatencyFacts
 from exodus.gateway.orders import Orders
 from exodus.gateway.tls import TlsContexts
 from exodus.net.connect import open_streams
-from exodus.net.masters import standing
+from exodus.net.masters import standing, standing_masters
+from exodus.plan.address import Address
 from exodus.plan.bounds import AUTHORITY_PROBE_PINGS, AUTHORITY_PROBE_S
 from exodus.plan.plan import Plan
 from exodus.plan.vocabulary import Side
@@ -93,31 +94,42 @@ class AuthorityProbe:
             log.info("whether the %s requires a login is unknown: %s", side, why)
 
     async def measure(self, asked_ms: int) -> None:
-        """Measure how long each side takes to answer a PING here."""
+        """Measure how long each side takes to answer a PING here; of a cluster, each master."""
         found = LatencyFacts(asked_ms=asked_ms)
         for side in Side:
             try:
-                pings = await self._pings(side)
+                masters = standing_masters(self._plan.address(side))
+                pings = {master.place: await self._pings(side, master) for master in masters}
             except (OSError, TimeoutError, ValueError) as exc:
                 found.failed = f"the {side} does not answer: {str(exc) or type(exc).__name__}"
                 break
-            found.ping_ms_p50[side] = pings[len(pings) // 2]
-            found.ping_ms_p99[side] = pings[-1 - len(pings) // 100]
+            slowest = max(pings, key=lambda place: pings[place][len(pings[place]) // 2])
+            took = pings[slowest]
+            found.ping_ms_p50[side] = took[len(took) // 2]
+            found.ping_ms_p99[side] = took[-1 - len(took) // 100]
+            found.slowest[side], found.masters[side] = slowest, len(pings)
         self.latency = found
 
-    async def _pings(self, side: Side) -> list[float]:
-        """Return the round trips in ms, the shortest first."""
+    async def _pings(self, side: Side, master: Address) -> list[float]:
+        """Return the round trips in ms, the shortest first.
+
+        Raises:
+            OSError, ValueError: the master does not answer; the text names it.
+        """
         took = []
-        async with asyncio.timeout(AUTHORITY_PROBE_S * AUTHORITY_PROBE_PINGS):
-            reader, writer = await self._connect(side)
-            with contextlib.closing(writer):
-                for _ in range(AUTHORITY_PROBE_PINGS):
-                    began = time.perf_counter()
-                    writer.write(b"PING\r\n")
-                    async with asyncio.timeout(AUTHORITY_PROBE_S):
-                        if not await reader.readline():
-                            raise ConnectionResetError("it closed the connection")
-                    took.append(round((time.perf_counter() - began) * 1000, 3))
+        try:
+            async with asyncio.timeout(AUTHORITY_PROBE_S * AUTHORITY_PROBE_PINGS):
+                reader, writer = await open_streams(master, self._tls.side(side))
+                with contextlib.closing(writer):
+                    for _ in range(AUTHORITY_PROBE_PINGS):
+                        began = time.perf_counter()
+                        writer.write(b"PING\r\n")
+                        async with asyncio.timeout(AUTHORITY_PROBE_S):
+                            if not await reader.readline():
+                                raise ConnectionResetError("it closed the connection")
+                        took.append(round((time.perf_counter() - began) * 1000, 3))
+        except (OSError, TimeoutError) as exc:
+            raise OSError(f"{master.place}: {str(exc) or type(exc).__name__}") from exc
         return sorted(took)
 
     def requires_login(self, side: Side) -> bool:

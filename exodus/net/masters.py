@@ -145,6 +145,17 @@ def end_with_master(service: Service, address: Address, end: Callable[[], None])
     master_of(service).end_by(address, end)
 
 
+def standing_masters(place: Place) -> list[Address]:
+    """Return the addresses of all masters by what is known: of a cluster each, else the one.
+
+    Raises:
+        NoMaster: nothing is known.
+    """
+    if isinstance(place, Cluster):
+        return [place.server(master) for master in cluster_of(place).known.masters]
+    return [standing(place)]
+
+
 def standing(place: Place) -> Address:
     """Return the address to connect to by what is known, with the login of `place`. Of a cluster
     that is one of its masters, for what all of them answer alike.

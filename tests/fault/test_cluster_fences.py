@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import contextmanager
 from functools import partial
 
 import pytest
@@ -28,7 +27,6 @@ from exodus.errors import CutoverAborted, DecisionRefused, SourceError
 from exodus.plan.plan import Plan
 from exodus.plan.settings import Fencing
 from exodus.plan.vocabulary import Cutover, Feed, FenceKind, Side
-from exodus.stack.clusters import CLUSTER_SETTINGS
 from exodus.stack.servers import ServerKind
 from exodus.topology.endpoint import Endpoint
 from exodus.topology.permits import try_rights
@@ -334,7 +332,7 @@ async def test_a_node_that_does_not_answer_ends_the_switch_in_time(
     assert record is not None
     await fence.lower(record)
     assert not any(map(DatabaseServer.fenced, in_use(box)))
-    with _patient(box):  # else the others soon call it failed, and it is no node to be fenced
+    with box.patient():  # else the others soon call it failed, and it is no node to be fenced
         silent.pause()
         with pytest.raises(DecisionRefused, match=r"cannot be fenced on its node 127\.0\.0\.1"):
             await fence.check_possible()
@@ -469,24 +467,6 @@ async def test_a_fenced_node_that_is_down_is_not_forgotten(
 
 def _replicas(box: ClusterBox, node: DatabaseServer) -> bool:
     return any(node in box.replicas_of(master) for master in box.masters())
-
-
-@contextmanager
-def _patient(box: ClusterBox) -> Iterator[None]:
-    """Let no node call another failed."""
-
-    def wait_ms(timeout: str) -> None:
-        for node in box.nodes:
-            with node.client() as client:
-                client.config_set("cluster-node-timeout", timeout)
-
-    wait_ms("60000")
-    try:
-        yield
-    finally:
-        for node in box.nodes:
-            node.resume()
-        wait_ms(CLUSTER_SETTINGS["cluster_node_timeout"])
 
 
 def _is_listed_by_all(box: ClusterBox, replica: DatabaseServer) -> bool:

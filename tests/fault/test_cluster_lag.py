@@ -16,7 +16,7 @@ from tests.support.clusters import ClusterBox
 from tests.support.servers import DatabaseServer
 from tests.support.wait import until
 
-pytestmark = [pytest.mark.fault, pytest.mark.timeout(120)]
+pytestmark = pytest.mark.fault
 
 
 async def test_each_node_is_measured_and_one_that_stalls_is_the_slowest(

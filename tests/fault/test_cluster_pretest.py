@@ -27,7 +27,7 @@ from tests.support.packets import Recorder, pcap
 from tests.support.pair_of_clusters import Pair, setting
 from tests.support.servers import DatabaseServer
 
-pytestmark = [pytest.mark.fault, pytest.mark.timeout(120)]
+pytestmark = pytest.mark.fault
 
 
 @asynccontextmanager

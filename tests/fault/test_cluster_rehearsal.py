@@ -34,7 +34,7 @@ from tests.support.local_migration import LocalMigration
 from tests.support.pair_of_clusters import Pair, setting
 from tests.support.servers import DatabaseServer
 
-pytestmark = [pytest.mark.fault, pytest.mark.timeout(120)]
+pytestmark = pytest.mark.fault
 _CHECKS = GateChecks(rehearsal_rounds=1, rehearsal_kill=False)
 
 

@@ -41,7 +41,7 @@ from tests.support.local_migration import LocalMigration
 from tests.support.servers import DatabaseServer
 from tests.support.wait import until
 
-pytestmark = [pytest.mark.fault, pytest.mark.timeout(120)]
+pytestmark = pytest.mark.fault
 Box = ClusterBox | DatabaseServer
 # What makes a key, and the write whose reply is compared; {k} and {k}2 are in one slot
 WRITES = [
@@ -337,7 +337,7 @@ async def test_what_the_cluster_would_not_take_is_counted_with_its_reason(
 async def test_a_node_that_stalls_takes_no_command_out_of_the_comparison(
     sides: tuple[Box, Box], control_server: DatabaseServer, tmp_path: Path
 ) -> None:
-    """GET did not make it slow. Compare waits for the node, or for the one that takes over."""
+    """GET did not make it slow. Compare waits for the node."""
     _, target = sides
     assert isinstance(target, ClusterBox)
     async with compared(sides, control_server, tmp_path) as (local, app):
@@ -345,8 +345,8 @@ async def test_a_node_that_stalls_takes_no_command_out_of_the_comparison(
         await app("GET k")
         await row_of(local, "GET", "equal")
         stalled = target.master_of("k")
-        stalled.pause()
-        try:
+        with target.patient():  # else a replica takes over
+            stalled.pause()
             await app("GET k")
 
             async def waits() -> bool:
@@ -354,8 +354,6 @@ async def test_a_node_that_stalls_takes_no_command_out_of_the_comparison(
                 return f":{stalled.port} failed" in beat.why
 
             await until(waits, within_s=15, otherwise="Compare does not wait")
-        finally:
-            stalled.resume()
         await row_of(local, "GET", "equal", 2)
         assert not (await counted(local, "GET")).get("too_slow")
         assert await ledger(local) == []

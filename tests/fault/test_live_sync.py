@@ -95,6 +95,11 @@ async def test_leases_last_through_a_long_rescan(
     await local.start_live_sync()
     await local.drained()
     names = [local.store.keys.lease(each) for each in range(local.plan.partitions)]
+
+    async def taken() -> bool:
+        return None not in await local.store.client.mget(names)
+
+    await until(taken, within_s=10, otherwise="not every partition was taken")
     before = set(await local.store.client.mget(names))
     monkeypatch.setattr(lanes, "rescan", long)
     await local.app().flushdb()

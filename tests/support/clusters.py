@@ -155,6 +155,23 @@ class ClusterBox:
 
     # ---- faults
 
+    @contextmanager
+    def patient(self) -> Iterator[None]:
+        """Let no node call another failed meanwhile. At the end all nodes go on."""
+
+        def wait_ms(timeout: str) -> None:
+            for node in self.nodes:
+                with node.client() as client:
+                    client.config_set("cluster-node-timeout", timeout)
+
+        wait_ms("60000")
+        try:
+            yield
+        finally:
+            for node in self.nodes:
+                node.resume()
+            wait_ms(CLUSTER_SETTINGS["cluster_node_timeout"])
+
     def failover(self, master: DatabaseServer) -> DatabaseServer:
         """CLUSTER FAILOVER, as an operator does; return the new master."""
         (replica, *_) = self.replicas_of(master)

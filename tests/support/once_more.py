@@ -12,7 +12,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-FAILED_MAX = 6
+FAILED_MAX = 10
 _CACHE = Path(".pytest_cache/v/cache/lastfailed")
 
 
