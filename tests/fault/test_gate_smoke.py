@@ -19,7 +19,7 @@ from exodus.acceptance.latency import check_latency
 from exodus.acceptance.logins import check_logins
 from exodus.acceptance.rows import Checked
 from exodus.acceptance.standing import _versions, check_replicas, check_settings
-from exodus.plan.address import Credentials
+from exodus.plan.address import Address, Credentials
 from exodus.plan.gate_checks import CheckLevel, GateChecks
 from exodus.plan.vocabulary import Side
 from exodus.stack.servers import ServerKind
@@ -272,7 +272,7 @@ async def test_a_slow_and_a_silent_target_are_found(local: LocalMigration) -> No
     gateway = await local.gateway()
     target = local.servers[Side.TARGET]
 
-    async def slow(side: Side) -> list[float]:
+    async def slow(side: Side, _: Address) -> list[float]:
         return sorted([0.2, 0.3, 0.4] if side is Side.SOURCE else [5.5, 5.6, 9.0])
 
     measured, gateway.probe._pings = gateway.probe._pings, slow  # type: ignore[method-assign]
