@@ -62,6 +62,7 @@ from exodus.plan.bounds import (
     MOVE_SECONDS_MAX,
     NEWCOMERS_A_PASS,
     STRANGERS_SHARE,
+    STRANGERS_TURN_S,
 )
 from exodus.plan.plan import Plan
 from exodus.plan.vocabulary import Side, UserRole
@@ -86,7 +87,7 @@ class Gateway:
         self.options = options
         self.turns = Turns()
         self.newcomers = Turns(a_pass=NEWCOMERS_A_PASS)
-        self.strangers = Turns(STRANGERS_SHARE)
+        self.strangers = Turns(STRANGERS_SHARE, turn_s=STRANGERS_TURN_S)
         self.telemetry = Telemetry(KeySketches())
         self.tasks = BackgroundTasks("gateway")
         self.connections_ever = 0

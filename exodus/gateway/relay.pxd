@@ -5,14 +5,13 @@ from exodus.gateway.orders cimport Orders
 from exodus.gateway.session.machine cimport Session
 
 cdef Py_ssize_t _TURN_BYTES, _TURN_BYTES_BUSY, _TURN_REQUESTS, _PIPELINE_MAX
-cdef double _TURNS_S
 
 cdef class Connection
 
 cdef class Turns:
     cdef object _waiting
     cdef bint _scheduled
-    cdef double _rests_s
+    cdef double _rests_s, _turn_s
     cdef Py_ssize_t _a_pass
 
     cpdef add(self, Connection connection)

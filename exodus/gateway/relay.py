@@ -31,6 +31,7 @@ from exodus.plan.bounds import (
     PIPELINE_MAX,
     SHADOW_CLIENT_BYTES_MAX,
     STRANGER_FREE_BYTES,
+    STRANGER_TURN_BYTES,
     STRANGERS_WAITING_MAX,
     TURN_BYTES,
     TURN_BYTES_BUSY,
@@ -41,7 +42,7 @@ from exodus.plan.vocabulary import JournalMode, Side
 
 log = logging.getLogger(__name__)
 _TURN_BYTES, _TURN_BYTES_BUSY, _TURN_REQUESTS = TURN_BYTES, TURN_BYTES_BUSY, TURN_REQUESTS
-_TURNS_S, _PIPELINE_MAX = TURNS_S, PIPELINE_MAX
+_PIPELINE_MAX = PIPELINE_MAX
 
 
 class Hub(Protocol):
@@ -124,7 +125,7 @@ class Hub(Protocol):
 class Turns:
     """The connections that have more to do than one turn; first come, first served.
 
-    Each pass gives them `TURNS_S` together, and reads the requests of all other clients in between.
+    Each pass gives them `turn_s` together, and reads the requests of all other clients in between.
     So the delay of those does not grow with the number of clients that send more than the gateway
     can read.
 
@@ -132,13 +133,17 @@ class Turns:
         share: the part of the process's time that these connections may take. 1: each pass of the
             event loop is one of theirs.
         a_pass: the most connections of one pass, where a turn only begins what takes longer.
+        turn_s: what a pass gives them together.
     """
 
-    def __init__(self, share: float = 1.0, a_pass: int = sys.maxsize) -> None:
+    def __init__(
+        self, share: float = 1.0, a_pass: int = sys.maxsize, turn_s: float = TURNS_S
+    ) -> None:
         self._a_pass = a_pass
+        self._turn_s = turn_s
         self._waiting: deque[Connection] = deque()
         self._scheduled = False
-        self._rests_s = TURNS_S / share - TURNS_S
+        self._rests_s = turn_s / share - turn_s
 
     def __len__(self) -> int:
         return len(self._waiting)
@@ -151,7 +156,7 @@ class Turns:
             asyncio.get_running_loop().call_soon(self._run)
 
     def _run(self) -> None:
-        ends, left = monotonic() + _TURNS_S, self._a_pass
+        ends, left = monotonic() + self._turn_s, self._a_pass
         waiting = self._waiting
         while waiting:
             connection = waiting.popleft()
@@ -378,7 +383,7 @@ class Connection:
             _TURN_BYTES_BUSY if self.session.requests.turn > _TURN_REQUESTS else _TURN_BYTES,
         )
         if self.session.parts.is_stranger():
-            size = self._free_bytes if self._free_bytes > 0 else _TURN_BYTES_BUSY
+            size = self._free_bytes if self._free_bytes > 0 else STRANGER_TURN_BYTES
             self._free_bytes -= min(size, len(self._rest) - at)
         self._rest_at = at + size
         self._read(self._rest[at : at + size])

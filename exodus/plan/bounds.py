@@ -24,8 +24,10 @@ TURN_BYTES_BUSY = 4 * 1024  # The same for a client that sends many requests in 
 TURN_REQUESTS = 100  # More requests than this in one turn are many.
 STRANGER_FREE_BYTES = 1024  # A client may send these without a login before it takes turns.
 STRANGERS_SHARE = 0.05  # All clients without a login share this much of a gateway's time.
+STRANGERS_TURN_S = 0.0002  # of this share, between two rests
+STRANGER_TURN_BYTES = 1024  # Bytes of one such client, before the others have their turn.
 STRANGERS_WAITING_MAX = 500  # Clients without a login that take turns. More are closed.
-NEWCOMERS_A_PASS = 4  # New connections that get their leg in one pass of the loop.
+NEWCOMERS_A_PASS = 2  # New connections that get their leg in one pass of the loop.
 TURNS_S = 0.001  # All clients that need several turns share this much of a pass of the loop.
 
 # The journal, the spool, and the intent log.
