@@ -24,7 +24,7 @@ class Checked:
 
 
 def not_done(check: str, why: str, next_step: str) -> Checked:
-    """Return the row of what cannot be done here: whoever approves accepts it by name."""
+    """Return the row of a check that cannot be done here. A person accepts it by name."""
     return Checked(check, False, "not done", why, next_step, by_name=True)
 
 

@@ -39,7 +39,7 @@ def due_phase(entries: list[LedgerEntry], plan: Plan) -> Phase | None:
 
 
 def phases_left_out(plan: Plan) -> frozenset[Phase]:
-    """Return the phases that a plan leaves out: without gateways those that learn from them."""
+    """Return the phases that a plan leaves out. Without gateways nothing can be learned there."""
     return frozenset() if plan.has_gateways else _LEARNS
 
 

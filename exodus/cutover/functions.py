@@ -57,7 +57,7 @@ class Difference:
     equal: list[str] = field(default_factory=list)
     # → why: missing on the follower, or of other code there
     differ: dict[str, str] = field(default_factory=dict)
-    # Of those that differ, as the authority has it
+    # Of the libraries that differ: the authority's code
     code: dict[str, bytes] = field(default_factory=dict)
     extra: list[str] = field(default_factory=list)  # on the follower only
     not_told: str = ""  # why the authority's cannot be listed

@@ -129,7 +129,7 @@ async def check_fresh(store: ControlStore, plan: Plan) -> freshness.Freshness:
 async def wait_until_fresh(store: ControlStore, plan: Plan) -> None:
     """Wait up to FRESH_WAIT_S while only recent writes are not verified; `check_fresh` judges then.
 
-    Live sync verifies them a few seconds after each write. So a burst of writes passes by itself.
+    Live sync verifies each write a few seconds later. So a short burst of writes needs no person.
     """
     loop = asyncio.get_running_loop()
     deadline, told = loop.time() + FRESH_WAIT_S, False

@@ -122,7 +122,7 @@ async def fingerprint_of_side(leg: Leg) -> dict[str, str]:
 
 
 def _of_all(values: list[str]) -> str:
-    # Sorted, and each once: after a failover the same settings are those of other nodes.
+    # Sorted and without repeats: a failover only changes which node has which settings.
     return ", ".join(sorted(set(values)))
 
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Protocol
 
 import redis.asyncio as redis
@@ -249,38 +249,60 @@ async def prove(
     Raises:
         DecisionRefused: none comes: the feed must not be relied on.
     """
-    before = await feed.positions()
-    loop = asyncio.get_running_loop()
-    began, written = loop.time(), -FEED_PROBE_EVERY_S
     names: list[str] = []
+
+    async def write() -> bytes:
+        names.append(f"{prefix}feed-probe:{secrets.token_hex(8)}")
+        await answered(
+            writer.eval(PROBE_SCRIPT, 0, names[-1], str(FEED_READER_PROBE_MS))
+            if undeclared
+            else writer.delete(names[-1])
+        )
+        return names[-1].encode()
+
     try:
-        while True:
-            if loop.time() - written >= FEED_PROBE_EVERY_S:
-                written = loop.time()
-                names.append(f"{prefix}feed-probe:{secrets.token_hex(8)}")
-                await answered(
-                    writer.eval(PROBE_SCRIPT, 0, names[-1], str(FEED_READER_PROBE_MS))
-                    if undeclared
-                    else writer.delete(names[-1])
-                )
-            seen = {name for _, name in (await feed.changes_since(before)).keys}
-            found = next((name for name in names if name.encode() in seen), None)
-            if found is not None:
-                if undeclared:
-                    await answered(writer.delete(*names))
-                return found
-            if loop.time() - began > within_s:
-                raise DecisionRefused(
-                    "the change feed is not to be relied on",
-                    why=f"{len(names)} probe keys were written in {within_s:.0f} s, and none came "
-                    "to the journal",
-                    next_step="look at the `why` of gateway and syncer in `exodus status`, then "
-                    "start the phase again",
-                )
-            await asyncio.sleep(FEED_POLL_S)
+        found = await until_heard(feed, write, within_s=within_s)
+        if undeclared:
+            await answered(writer.delete(*names))
     except RedisError as exc:
         raise DecisionRefused(
             "no probe could be written",
             why=str(exc),
             next_step="start the gateway (exodus gateway), and the source",
         ) from exc
+    return found
+
+
+async def until_heard(
+    feed: ChangeFeed, write: Callable[[], Awaitable[bytes]], *, within_s: float, where: str = ""
+) -> str:
+    """Write probe keys until one is in the feed; return its name.
+
+    Args:
+        feed: that is to be proved.
+        write: writes one more, and returns its name.
+        within_s: seconds for all of them.
+        where: words for the error, as ` to NODE`.
+
+    Raises:
+        DecisionRefused: none comes: the feed must not be relied on.
+    """
+    before, names = await feed.positions(), set[bytes]()
+    loop = asyncio.get_running_loop()
+    began, written = loop.time(), -FEED_PROBE_EVERY_S
+    while True:
+        if loop.time() - written >= FEED_PROBE_EVERY_S:
+            written = loop.time()
+            names.add(await write())
+        seen = {name for _, name in (await feed.changes_since(before)).keys}
+        if came := names & seen:
+            return came.pop().decode()
+        if loop.time() - began > within_s:
+            raise DecisionRefused(
+                "the change feed is not to be relied on",
+                why=f"{len(names)} probe keys were written{where} in {within_s:.0f} s, and none "
+                "came to the journal",
+                next_step="look at the `why` of gateway and syncer in `exodus status`, then "
+                "start the phase again",
+            )
+        await asyncio.sleep(FEED_POLL_S)

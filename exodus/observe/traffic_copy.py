@@ -221,7 +221,7 @@ def _cost_of(parts: Sequence[tuple[str, dict[str, Any]]]) -> dict[str, Any]:
 
 
 def _summed(parts: Sequence[Sequence[Reconciled]]) -> list[Reconciled]:
-    """Return the rows of several nodes as those of one server."""
+    """Sum the counts of several nodes: one row for each command."""
     seen: Counter[str] = Counter()
     executed: Counter[str] = Counter()
     for row in (row for part in parts for row in part):

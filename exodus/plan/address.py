@@ -361,9 +361,9 @@ def split_place(text: str) -> tuple[str, int]:
 
 
 def advertised(text: str | None) -> tuple[str, int | None]:
-    """Return the host and the first port that clients are told in place of those that they reach.
+    """Split `gateway.advertise` into the host and the first port that clients are told.
 
-    `text` is a host, a host and a port, or None. What it does not name is empty, or None.
+    `text` is a host, a host and a port, or None. A missing host is empty, a missing port None.
 
     Raises:
         ValueError: it is no such text.

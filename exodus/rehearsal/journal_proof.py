@@ -6,14 +6,11 @@ application hears of it, and the gateway journals it.
 
 from __future__ import annotations
 
-import asyncio
-
 from redis.exceptions import RedisError
 
 from exodus.errors import DecisionRefused
-from exodus.feeds.feed import ChangeFeed
+from exodus.feeds.feed import ChangeFeed, until_heard
 from exodus.feeds.reader import probe_name
-from exodus.plan.bounds import FEED_POLL_S, FEED_PROBE_EVERY_S
 from exodus.plan.plan import Plan
 from exodus.plan.vocabulary import Side
 from exodus.rehearsal.nodes import Nodes
@@ -61,21 +58,11 @@ async def _heard(
     feed: ChangeFeed, session: Session, node: Node, prefix: str, within_s: float
 ) -> str:
     """Return the name of the probe key of one node that came."""
-    before, names = await feed.positions(), set[bytes]()
-    loop = asyncio.get_running_loop()
-    began, written = loop.time(), -FEED_PROBE_EVERY_S
-    while loop.time() - began < within_s:
-        if loop.time() - written >= FEED_PROBE_EVERY_S:
-            written, name = loop.time(), probe_name(prefix, node.shard)
-            names.add(name)
-            await session.ask(name.decode(), "DEL", name)
-        seen = {name for _, name in (await feed.changes_since(before)).keys}
-        if came := names & seen:
-            return came.pop().decode()
-        await asyncio.sleep(FEED_POLL_S)
-    raise DecisionRefused(
-        "the change feed is not to be relied on",
-        why=f"{len(names)} probe keys were written to {node.name} through the gateway in "
-        f"{within_s:.0f} s, and none came to the journal",
-        next_step="look at the gateways in `exodus status`, then start the phase again",
-    )
+
+    async def write() -> bytes:
+        name = probe_name(prefix, node.shard)
+        await session.ask(name.decode(), "DEL", name)
+        return name
+
+    where = f" to {node.name} through the gateway"
+    return await until_heard(feed, write, within_s=within_s, where=where)
