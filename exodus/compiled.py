@@ -24,6 +24,7 @@ HOT = (
     "exodus.resp.encode",
     "exodus.resp.inline",
     "exodus.resp.scanner",
+    "exodus.commands.key_slots",
     "exodus.commands.table",
     "exodus.control.changes",
     "exodus.telemetry.histogram",

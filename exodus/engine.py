@@ -23,7 +23,7 @@ from exodus.plan.plan import Plan
 from exodus.plan.scope import Scope
 from exodus.plan.vocabulary import Side
 from exodus.topology.endpoint import Endpoint
-from exodus.topology.node import NodeFacts
+from exodus.topology.node import Node, NodeFacts
 
 
 class KeySync(Protocol):
@@ -106,12 +106,12 @@ class Engine:
             raise
 
     async def copier(
-        self, guard: Guard, *, name: str = "exodus", node: str | None = None
+        self, guard: Guard, *, name: str = "exodus", node: Node | None = None
     ) -> Copier:
         """Connections for one task. `node` is the one whose keys it scans."""
         authority = await self.authority_leg(name=name, node=node)
         try:
-            follower = await self.follower.connect(name=name)
+            follower = await self.follower.connect(name=name, slot=_slot_of(node))
         except BaseException:
             await authority.close()
             raise
@@ -128,11 +128,12 @@ class Engine:
             keep_usage=self.plan.keep_usage,
         )
 
-    async def authority_leg(self, *, name: str, node: str | None = None) -> Leg:
+    async def authority_leg(self, *, name: str, node: Node | None = None) -> Leg:
         """Connect to the authority. Reads do not make a key look used, where the server allows
         that. SCAN goes to `node`.
         """
-        leg = await self.authority.connect(name=name, node=node)
+        scanned = None if node is None else node.name
+        leg = await self.authority.connect(name=name, node=scanned, slot=_slot_of(node))
         try:
             if self.authority_facts.capabilities.get("no-touch"):
                 await leg.call("CLIENT", "NO-TOUCH", "ON")
@@ -149,6 +150,10 @@ class Engine:
     async def forget_failures(self, keys: Iterable[Key]) -> None:
         """Take keys that were carried after all off the list."""
         await letters.forget(self.store, keys)
+
+
+def _slot_of(node: Node | None) -> int | None:
+    return None if node is None else node.first_slot
 
 
 async def open_engine(store: ControlStore, plan: Plan, route: Route | None = None) -> Engine:

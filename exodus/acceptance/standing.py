@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from exodus.acceptance.rows import Checked, of_nodes, told
-from exodus.commands.slots import SLOTS
+from exodus.commands.key_slots import SLOTS
 from exodus.cutover.beside_keys import compare
 from exodus.cutover.beside_rows import Row, StateOutcome
 from exodus.cutover.beside_settings import SETTINGS

@@ -171,12 +171,12 @@ class _SliceCopy:
         progress = self._progress
         # The node's name stays through a failover, and its server does not.
         node = await self._engine.authority.node(self._piece.node)
-        run_id = (await node.facts()).life
+        run_id = await node.life()
         if run_id != progress.run_id:  # the cursor was another server's life's (race rule 5)
             progress.restarts += bool(progress.run_id)
             progress.run_id, progress.cursor = run_id, self._piece.start
         engine = self._engine
-        copier = await engine.copier(engine.guard(), name="exodus-backfill", node=node.name)
+        copier = await engine.copier(engine.guard(), name="exodus-backfill", node=node)
         pace = Pace(
             engine.store,
             node,

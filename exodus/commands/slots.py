@@ -1,7 +1,6 @@
-"""Slots of a cluster: which slot a key is in, and which shard has which slots. No I/O.
+"""Slots of a cluster: which shard has which slots. No I/O. `key_slots.py` tells a key's slot.
 
-A slot is CRC16 (XMODEM) of the key modulo 16384. Where the key has a hash tag, the first `{…}` that
-is not empty, only the tag counts. A *shard* is a master with its slots and its replicas.
+A *shard* is a master with its slots and its replicas.
 
 `View` is one node's word about the whole cluster, from its answer to CLUSTER SLOTS. Every version
 answers that, and a server behind TLS names its TLS ports there.
@@ -12,23 +11,14 @@ from __future__ import annotations
 import re
 from binascii import crc_hqx
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Any
 
-SLOTS = 16_384
+from exodus.commands.key_slots import SLOTS, places_by_owner
+
 NO_SHARD = -1
 _NAME = re.compile(r"slots (\d+)-\d+(?: and \d+ more)? \((\w+)\)")
-
-
-def slot_of(key: bytes) -> int:
-    """Return the slot of a key."""
-    start = key.find(b"{")
-    if start >= 0:
-        end = key.find(b"}", start + 1)
-        if end > start + 1:
-            key = key[start + 1 : end]
-    return crc_hqx(key, 0) & (SLOTS - 1)
 
 
 @lru_cache(maxsize=64)
@@ -109,10 +99,10 @@ class View:
     shards: tuple[Shard, ...]
     epoch: int  # the node's `cluster_current_epoch`: it grows with each failover and reshard
     by: str = ""  # the node that says so
-    moved: dict[int, int] = field(default_factory=dict)  # slot → shard, by MOVED since
 
     @cached_property
     def _owners(self) -> list[int]:
+        """The shard of each slot, with what MOVED said since."""
         owners = [NO_SHARD] * SLOTS
         for number, shard in enumerate(self.shards):
             for first, last in shard.ranges:
@@ -121,17 +111,14 @@ class View:
 
     def owner(self, slot: int) -> Shard | None:
         """Return the shard that has a slot; None where none has."""
-        number = self.moved.get(slot, self._owners[slot])
+        number = self._owners[slot]
         return None if number == NO_SHARD else self.shards[number]
 
-    def owners(self, keys: Sequence[bytes]) -> list[int]:
-        """Return the number of each key's shard in `shards`; `NO_SHARD` where none has its slot."""
-        owners, moved, last = self._owners, self.moved, SLOTS - 1
-        # Most keys have no tag, and most views no correction: this is done for every key copied.
-        slots = [slot_of(key) if b"{" in key else crc_hqx(key, 0) & last for key in keys]
-        if moved:
-            return [moved.get(slot, owners[slot]) for slot in slots]
-        return [owners[slot] for slot in slots]
+    def by_owner(self, keys: Sequence[bytes]) -> dict[int, list[int]]:
+        """Return the shard's number in `shards` → places of its keys; `NO_SHARD` → places of the
+        keys whose slot no shard has.
+        """
+        return places_by_owner(list(keys), self._owners)
 
     def move(self, slot: int, announced: str) -> bool:
         """Note a MOVED; return whether the node is one of this view."""
@@ -140,7 +127,7 @@ class View:
         )
         if number == NO_SHARD:
             return False
-        self.moved[slot] = number
+        self._owners[slot] = number
         return True
 
     @property

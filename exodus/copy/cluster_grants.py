@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from exodus.commands.slots import SLOTS
+from exodus.commands.key_slots import SLOTS
 from exodus.control.schema import cluster_guard_key
 from exodus.net.leg import Leg, Reply, ReplyError
 from exodus.plan.bounds import CLUSTER_GUARD_EVERY

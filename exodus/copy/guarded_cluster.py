@@ -24,7 +24,8 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from exodus.commands.slots import LATER, is_redirect, slot_of, tag_of
+from exodus.commands.key_slots import slot_of
+from exodus.commands.slots import LATER, is_redirect, tag_of
 from exodus.control.schema import cluster_guard_key
 from exodus.copy.cluster_grants import GUARD_SLOTS
 from exodus.copy.guard import FULL, DatabaseMissing, Guard, GuardedLeg, Ran, no_room

@@ -147,7 +147,7 @@ class Pace:
         self._cpu_share = 0.0
         self._leg: Leg | None = None
         self._follower = follower
-        self._follower_legs: list[Leg] = []  # to each of its nodes
+        self._follower_legs: list[Leg] = []  # to each of its nodes, from the first look on
         self._task: asyncio.Task[None] | None = None
         self._now = budget
         self._offset_ms = 0.0  # of the store's clock to ours
@@ -173,13 +173,10 @@ class Pace:
     async def __aenter__(self) -> Self:
         leg = self._leg = await self._authority.connect(name="exodus-pace")
         try:
-            if self._follower is not None:
-                for node in await self._follower.each_node():
-                    self._follower_legs.append(await node.connect(name="exodus-pace"))
             for _ in range(IMPACT_BASELINE_PROBES):
                 self._probes.append(await _probe(leg))
         except BaseException:
-            await close_all((leg, *self._follower_legs))
+            await leg.close()
             raise
         self._governor = Governor(self._p99())
         await self._begin(leg)
@@ -262,10 +259,7 @@ class Pace:
             self._cpu_share = _share(self._cpu, now)
         self._cpu = now
         self._now = budget = await read_budget(self._store) or self._budget
-        behind = 0
-        for follower in self._follower_legs:
-            replication = info_of(await follower.call("INFO", "replication"))
-            behind = max(behind, _behind_bytes(replication))
+        behind = await self._replica_behind_bytes()
         self._governor.look(budget, self._p99(), self._cpu_share, behind, self._applications)
         self._tell()
         report = PaceReport(
@@ -284,6 +278,20 @@ class Pace:
         await answered(
             self._store.client.hset(self._store.keys.pace, self._what, report.model_dump_json())
         )
+
+    async def _replica_behind_bytes(self) -> int:
+        """Return how far the follower's own replicas are behind, the one that is furthest.
+
+        A slice of few keys ends before the first look, so nothing is connected for it.
+        """
+        if self._follower is not None and not self._follower_legs:
+            for node in await self._follower.each_node():
+                self._follower_legs.append(await node.connect(name="exodus-pace"))
+        behind = 0
+        for leg in self._follower_legs:
+            replication = info_of(await leg.call("INFO", "replication"))
+            behind = max(behind, _behind_bytes(replication))
+        return behind
 
     def _tell(self) -> None:
         """Log once that it is slowed or waits, and once that it is not any more; the figures change

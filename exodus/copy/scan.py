@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from exodus.commands.slots import SLOTS
+from exodus.commands.key_slots import SLOTS
 from exodus.net.leg import Leg
 from exodus.plan.bounds import SCAN_KEYS_PER_SLICE
 from exodus.topology.endpoint import Endpoint
@@ -79,12 +79,22 @@ async def scan_once(leg: Leg, cursor: int, count: int) -> tuple[int, list[bytes]
 
 
 async def plan_slices(endpoint: Endpoint, slices: int) -> list[Slice]:
-    """Return the slices of every database of every node; few keys make one slice."""
+    """Return the slices of every database of every node; few keys make one slice.
+
+    Args:
+        endpoint: the side that is scanned.
+        slices: of a database, a power of two. The nodes of a cluster share them, each with a power
+            of two.
+    """
     found: list[Slice] = []
-    for node in await endpoint.each_node():
+    nodes = await endpoint.each_node()
+    share = 1
+    while share * len(nodes) < slices:
+        share *= 2
+    for node in nodes:
         facts = await node.facts()
         for db, keys in sorted(facts.databases.items()):
-            count = slices
+            count = share
             while count > 1 and keys < SCAN_KEYS_PER_SLICE * count:
                 count //= 2
             found.extend(

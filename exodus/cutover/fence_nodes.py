@@ -13,7 +13,8 @@ from __future__ import annotations
 import asyncio
 import time
 
-from exodus.commands.slots import Shard, is_redirect, slot_of, tag_of
+from exodus.commands.key_slots import slot_of
+from exodus.commands.slots import Shard, is_redirect, tag_of
 from exodus.control.schema import cluster_guard_key
 from exodus.copy.cluster_grants import FENCE, GUARD_SLOTS
 from exodus.cutover.fence_methods import Command

@@ -20,7 +20,8 @@ from typing import Self
 from redis.exceptions import RedisError
 
 from exodus.cancellation import end_all
-from exodus.commands.slots import Shard, slot_of
+from exodus.commands.key_slots import slot_of
+from exodus.commands.slots import Shard
 from exodus.control.changes import Barrier
 from exodus.control.leases import give_back_lease, hold_lease
 from exodus.control.store import ControlStore

@@ -16,7 +16,8 @@ import ssl
 from collections.abc import Callable
 
 from exodus.background import BackgroundTasks
-from exodus.commands.slots import redirected_to, slot_of
+from exodus.commands.key_slots import slot_of
+from exodus.commands.slots import redirected_to
 from exodus.gateway.canary_connections import CanaryConnections
 from exodus.gateway.canary_reads import Canary, CanaryRead
 from exodus.gateway.session import Session

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import hashlib
 
+from exodus.commands.key_slots import SLOTS, slot_of
 from exodus.commands.keys import integer
-from exodus.commands.slots import SLOTS, slot_of
 from exodus.resp.tree import Part, array, bulk, number, parse, render
 
 _OK = b"+OK\r\n"

@@ -21,7 +21,8 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 
 from exodus.cancellation import end_all
-from exodus.commands.slots import slot_of, tag_of
+from exodus.commands.key_slots import slot_of
+from exodus.commands.slots import tag_of
 from exodus.control.changes import partition_of
 from exodus.control.route import Route
 from exodus.errors import ExodusError

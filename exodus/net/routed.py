@@ -23,15 +23,8 @@ from collections.abc import Awaitable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Self, TypeVar
 
-from exodus.commands.slots import (
-    LATER,
-    NO_SHARD,
-    Shard,
-    is_redirect,
-    redirected_to,
-    shard_named,
-    slot_of,
-)
+from exodus.commands.key_slots import slot_of
+from exodus.commands.slots import LATER, NO_SHARD, Shard, is_redirect, redirected_to, shard_named
 from exodus.errors import Bug, ExodusError, SourceError, TargetError
 from exodus.net.clusters import NoMaster, cluster_of, look, shard_of
 from exodus.net.leg import Leg, Reply, ReplyError, close_all, error_of, lost
@@ -104,8 +97,10 @@ class RoutedLeg(Leg):
         self._beating: dict[str, Leg] | None = None  # that `pulse` returned
 
     @classmethod
-    async def open(cls, cluster: Cluster, side: Side, *, db: int = 0, name: str) -> Self:
-        """Know the cluster, and choose a database.
+    async def open(
+        cls, cluster: Cluster, side: Side, *, db: int = 0, name: str, slot: int | None = None
+    ) -> Self:
+        """Know the cluster, connect to the node of a slot or to any, and choose a database.
 
         Raises:
             SourceError, TargetError: no node says who has which slots.
@@ -114,7 +109,10 @@ class RoutedLeg(Leg):
         leg = cls(cluster, side, name)
         await leg.look()
         try:
-            await leg.any_leg()
+            if slot is None:
+                await leg.any_leg()
+            else:
+                await leg.node(leg._of_slot(slot))
             if db:
                 await leg.select(db)
         except BaseException:
@@ -184,12 +182,9 @@ class RoutedLeg(Leg):
             SourceError, TargetError: no node has the slot of a key.
         """
         view = cluster_of(self.cluster).known
-        owners = view.owners(keys)
-        if NO_SHARD in owners:
-            self.master_of(keys[owners.index(NO_SHARD)])  # says which slot it is
-        found: dict[int, list[int]] = {number: [] for number in set(owners)}
-        for at, number in enumerate(owners):
-            found[number].append(at)
+        found = view.by_owner(keys)
+        if NO_SHARD in found:
+            self.master_of(keys[found[NO_SHARD][0]])  # says which slot it is
         return {view.shards[number].master: places for number, places in found.items()}
 
     async def nodes(self) -> list[Leg]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from random import Random
 
-from exodus.commands.slots import SLOTS
+from exodus.commands.key_slots import SLOTS
 from exodus.net.masters import located
 from exodus.net.routed import together
 from exodus.observe.composer import Composer

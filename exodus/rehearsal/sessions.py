@@ -16,7 +16,7 @@ from typing import Any
 import redis.asyncio as redis
 from redis.exceptions import AskError, ClusterError, MovedError, TryAgainError
 
-from exodus.commands.slots import slot_of
+from exodus.commands.key_slots import slot_of
 from exodus.net.client import answered, make_client
 from exodus.plan.address import Address
 from exodus.plan.bounds import REHEARSAL_AGAIN_S, REHEARSAL_REDIRECTS_MAX

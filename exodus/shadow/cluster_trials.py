@@ -14,8 +14,9 @@ import asyncio
 import time
 from collections.abc import Sequence
 
+from exodus.commands.key_slots import slot_of
 from exodus.commands.semantics import COMPARED_READS, COMPARED_WRITES
-from exodus.commands.slots import is_redirect, redirected_to, slot_of
+from exodus.commands.slots import is_redirect, redirected_to
 from exodus.errors import SourceError, TargetError
 from exodus.net.clusters import NoMaster, cluster_of, look, shard_of
 from exodus.net.leg import Leg, Reply, ReplyError, lost

@@ -19,7 +19,8 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 
-from exodus.commands.slots import slot_of, tag_of
+from exodus.commands.key_slots import slot_of
+from exodus.commands.slots import tag_of
 from exodus.commands.table import CommandTable
 from exodus.engine import Engine
 from exodus.net.leg import Leg, Reply, ReplyError

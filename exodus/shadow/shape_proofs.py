@@ -20,7 +20,7 @@ from contextlib import AsyncExitStack
 from enum import StrEnum
 from typing import Any, NamedTuple
 
-from exodus.commands.slots import slot_of
+from exodus.commands.key_slots import slot_of
 from exodus.net.leg import Leg, Reply, ReplyError
 from exodus.observe.monitor import hidden
 from exodus.observe.workload import Workload

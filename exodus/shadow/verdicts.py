@@ -25,8 +25,8 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
+from exodus.commands.key_slots import slot_of
 from exodus.commands.semantics import COMPARED_READS, COMPARED_WRITES, NOT_COMPARABLE
-from exodus.commands.slots import slot_of
 from exodus.control.changes import Key
 from exodus.engine import Engine
 from exodus.net.leg import Leg, NoDatabase, Reply

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 
 import redis
 
-from exodus.commands.slots import SLOTS
+from exodus.commands.key_slots import SLOTS
 from exodus.errors import StackError
 from exodus.stack.home import free_port
 

@@ -141,13 +141,17 @@ class Endpoint:
         del key  # a standalone server has every key, and a routed leg finds each key's node
         return await self.connect(db=db, name=name)
 
-    async def connect(self, *, db: int = 0, name: str, node: str | None = None) -> Leg:
+    async def connect(
+        self, *, db: int = 0, name: str, node: str | None = None, slot: int | None = None
+    ) -> Leg:
         """Connect to the side for requests of any keys. Of a cluster it is a `RoutedLeg`.
 
         Args:
             db: the database to be in.
             name: for CLIENT SETNAME.
             node: the name of the node to which SCAN goes.
+            slot: of a cluster, the node with this slot is connected first. The others are
+                connected when they are needed.
 
         Raises:
             SourceError, TargetError, OperatorError: the side does not answer, or refuses the login.
@@ -155,7 +159,7 @@ class Endpoint:
         place = self.place
         if not isinstance(place, Cluster):
             return await Leg.connect(place, self.side, db=db, name=name)
-        leg = await RoutedLeg.open(place, self.side, db=db, name=name)
+        leg = await RoutedLeg.open(place, self.side, db=db, name=name, slot=slot)
         if node is not None:
             leg.pin(node)
         return leg

@@ -92,6 +92,11 @@ class Node:
         return self.place.place if isinstance(self.place, Address) else self.place.service
 
     @property
+    def first_slot(self) -> int | None:
+        """Return the first slot that this node has; None where the side is no cluster."""
+        return None if self.shard is None else self.shard.ranges[0][0]
+
+    @property
     def tag(self) -> str:
         """Return a hash tag, in braces, of a slot that this node has: scratch keys begin with it,
         since another node's would be refused. Empty where the side is no cluster.

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from exodus.commands.slots import SLOTS
+from exodus.commands.key_slots import SLOTS
 from exodus.net.leg import ReplyError
 from exodus.net.routed import together
 from exodus.plan.bounds import NODE_CHECKS_NAMED

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Self
 
-from exodus.commands.slots import SLOTS, slot_of
+from exodus.commands.key_slots import SLOTS, slot_of
 from exodus.control.changes import Ranges
 from exodus.engine import Engine
 from exodus.plan.scope import Scope

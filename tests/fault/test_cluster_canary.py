@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from redis.asyncio.cluster import RedisCluster
 
-from exodus.commands.slots import slot_of
+from exodus.commands.key_slots import slot_of
 from exodus.control.route import read_route
 from exodus.cutover.canary_share import read_canary, set_canary
 from exodus.plan.vocabulary import Cutover

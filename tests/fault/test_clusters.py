@@ -14,7 +14,7 @@ import redis
 import redis.asyncio
 
 from exodus.backfill.slices import copy_slice
-from exodus.commands.slots import slot_of
+from exodus.commands.key_slots import slot_of
 from exodus.control import freshness
 from exodus.control.gaps import open_gaps
 from exodus.control.topology import read_failovers, read_topologies

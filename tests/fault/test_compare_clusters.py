@@ -18,7 +18,7 @@ import redis
 from redis.asyncio.cluster import RedisCluster as AsyncCluster
 from redis.cluster import RedisCluster
 
-from exodus.commands.slots import slot_of
+from exodus.commands.key_slots import slot_of
 from exodus.control.registry import heartbeats
 from exodus.net.client import answered
 from exodus.net.clusters import look

@@ -14,7 +14,7 @@ import pytest
 import redis
 from redis.cluster import RedisCluster
 
-from exodus.commands.slots import slot_of
+from exodus.commands.key_slots import slot_of
 from exodus.control import registry
 from exodus.control.heartbeats import GatewayHeartbeat, ProcessState
 from exodus.control.route import read_route

@@ -21,7 +21,7 @@ import redis
 from redis.cluster import ClusterNode, LoadBalancingStrategy, RedisCluster
 from redis.exceptions import RedisClusterException
 
-from exodus.commands.slots import slot_of
+from exodus.commands.key_slots import slot_of
 from exodus.control import registry
 from exodus.control.listener_map import ListenerMap, read_listeners
 from exodus.gateway.hub import Gateway

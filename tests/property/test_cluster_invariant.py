@@ -20,7 +20,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from exodus.commands.slots import slot_of
+from exodus.commands.key_slots import slot_of
 from exodus.control import journal
 from exodus.control.changes import Barrier
 from exodus.control.route import change_route, read_route

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import random
 import sys
 from collections import deque
 from types import ModuleType, SimpleNamespace
@@ -271,6 +272,21 @@ def test_both_queues_keep_the_order(steps: list[str]) -> None:
 def test_both_forms_pack_the_same(keys: list[tuple[int, bytes]]) -> None:
     assert RUNNING.changes.pack(keys) == SOURCES.changes.pack(keys)
     assert RUNNING.changes.unpack(SOURCES.changes.pack(keys)) == keys
+
+
+@given(
+    st.lists(st.one_of(st.binary(max_size=40), st.text("{}ab", max_size=9).map(str.encode))),
+    st.integers(0, 2**32),
+)
+def test_both_forms_know_the_same_slots(keys: list[bytes], seed: int) -> None:
+    draw = random.Random(seed)
+    owners = [draw.randrange(-1, 3) for _ in range(SOURCES.key_slots.SLOTS)]
+    slots = [SOURCES.key_slots.slot_of(key) for key in keys]
+    assert [RUNNING.key_slots.slot_of(key) for key in keys] == slots
+    places = RUNNING.key_slots.places_by_owner(keys, owners)
+    assert places == SOURCES.key_slots.places_by_owner(keys, owners)
+    assert sorted(at for each in places.values() for at in each) == list(range(len(keys)))
+    assert all(owners[slots[at]] == owner for owner, each in places.items() for at in each)
 
 
 @pytest.mark.skipif(

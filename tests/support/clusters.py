@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import redis
 
-from exodus.commands.slots import slot_of
+from exodus.commands.key_slots import slot_of
 from exodus.errors import StackError
 from exodus.plan.address import Cluster
 from exodus.stack.clusters import CLUSTER_SETTINGS, cluster_port, join, slots_of

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from exodus.commands.key_slots import slot_of
 from exodus.commands.semantics import Role
-from exodus.commands.slots import slot_of
 from exodus.gateway.logins import Logins
 from exodus.gateway.session.parts import REPLY_OFF, REPLY_ON, SessionParts
 from exodus.gateway.session.pending import Pending

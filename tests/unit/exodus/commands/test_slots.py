@@ -6,14 +6,14 @@ import random
 
 import pytest
 
+from exodus.commands.key_slots import SLOTS, slot_of
 from exodus.commands.slots import (
-    SLOTS,
+    NO_SHARD,
     Shard,
     View,
     is_redirect,
     redirected_to,
     shard_named,
-    slot_of,
     tag_of,
     view_of,
 )
@@ -76,6 +76,8 @@ def test_a_moved_corrects_one_slot() -> None:
     assert view.move(250, "10.0.0.1:7001")
     assert view.owner(250) is view.shards[0]
     assert view.owner(251) is view.shards[1]
+    moved, stays, nobody = (tag_of(b"t", slot) for slot in (250, 251, 350))
+    assert view.by_owner([moved, stays, nobody, moved]) == {0: [0, 3], 1: [1], NO_SHARD: [2]}
     assert not view.move(250, "10.9.9.9:1")
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from exodus.commands.slots import SLOTS, Shard, View
+from exodus.commands.key_slots import SLOTS
+from exodus.commands.slots import Shard, View
 from exodus.control.listener_map import ListenerMap, assign, learn
 
 COUNT = 8

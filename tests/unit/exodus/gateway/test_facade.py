@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from exodus.commands.slots import SLOTS
+from exodus.commands.key_slots import SLOTS
 from exodus.commands.table import Command, CommandTable
 from exodus.gateway.facade import answer, answers, node_id
 from exodus.gateway.orders import Orders

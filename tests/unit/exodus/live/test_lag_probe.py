@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from exodus.commands.slots import Shard, View, slot_of
+from exodus.commands.key_slots import slot_of
+from exodus.commands.slots import Shard, View
 from exodus.live.lag_probe import percentile, probe_keys
 from exodus.net.clusters import cluster_of
 from exodus.plan.address import Address, Cluster

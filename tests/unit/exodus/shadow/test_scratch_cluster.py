@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from exodus.commands.slots import slot_of, tag_of
+from exodus.commands.key_slots import slot_of
+from exodus.commands.slots import tag_of
 from exodus.commands.table import Command, CommandTable
 from exodus.plan.own_keys import is_own
 from exodus.shadow.scratch_cluster import renamed
