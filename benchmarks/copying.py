@@ -16,7 +16,7 @@ from exodus.backfill.slices import copy_slice
 from exodus.control.route import Route, change_route, read_route
 from exodus.control.store import ControlStore
 from exodus.copy.guard import set_writer_epoch
-from exodus.copy.scan import Slice, plan_slices
+from exodus.copy.scan import Slice, nodes_in_turn, plan_slices
 from exodus.engine import Engine, open_engine
 from exodus.plan.plan import Plan
 from exodus.plan.vocabulary import CopyStrategy, JournalMode, Side
@@ -162,5 +162,6 @@ async def backfill(engine: Engine, run: str) -> None:
             raise AssertionError(f"slice {piece.slice_id} did not end well: {progress}")
 
     async with asyncio.TaskGroup() as group:
-        for piece in await plan_slices(engine.authority, engine.plan.slices):
+        slices = await plan_slices(engine.authority, engine.plan.slices)
+        for piece in nodes_in_turn(slices):
             group.create_task(copy(piece))

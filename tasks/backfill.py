@@ -13,7 +13,7 @@ from exodus.backfill.slices import copy_slice
 from exodus.control.checkpoint import load_progress
 from exodus.control.route import read_route
 from exodus.control.store import ControlStore
-from exodus.copy.scan import Slice, plan_slices
+from exodus.copy.scan import Slice, nodes_in_turn, plan_slices
 from exodus.engine import open_engine
 from exodus.errors import EpochEnded
 from exodus.plan.bounds import TASKS_BACKFILL_BUDGET_S
@@ -27,8 +27,9 @@ from tasks.kept import kept_task
 @kept_task("Slice the keyspace")
 @opens_migration
 async def slice_keyspace(it: Opened) -> list[str]:
-    """Return the ids of the slices of every database of the source."""
-    return [piece.slice_id for piece in await plan_slices(it.endpoint(Side.SOURCE), it.plan.slices)]
+    """Return the ids of the slices of every database of the source, in the order to copy them."""
+    slices = await plan_slices(it.endpoint(Side.SOURCE), it.plan.slices)
+    return [piece.slice_id for piece in nodes_in_turn(slices)]
 
 
 @kept_task(

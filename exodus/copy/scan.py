@@ -14,6 +14,7 @@ come to the node meanwhile. By reversed bits, the slices of such a node would ov
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from exodus.commands.key_slots import SLOTS
@@ -102,6 +103,11 @@ async def plan_slices(endpoint: Endpoint, slices: int) -> list[Slice]:
                 for index in range(count)
             )
     return found
+
+
+def nodes_in_turn(slices: Sequence[Slice]) -> list[Slice]:
+    """Return slices in an order in which those that are copied at a time are of different nodes."""
+    return sorted(slices, key=lambda piece: (piece.db, piece.index))  # stable: by node in each
 
 
 _TABLE_A_SLOT = {"redis": (7, 4), "valkey": (8, 0)}  # the first versions that have one
