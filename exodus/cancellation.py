@@ -16,12 +16,18 @@ async def end_all(tasks: Iterable[asyncio.Task[Any] | None]) -> None:
     Again and again: in Python 3.11 a cancellation that meets the end of what `asyncio.wait_for`
     waits for (in redis-py, say) is swallowed (python/cpython#86296), and who waits for such a task
     waits for ever.
+
+    A task that is being cancelled already, as by `asyncio.gather` around it, gets its time first: a
+    second cancellation would end its cleanup, and leave connections open.
     """
     left = [task for task in tasks if task is not None]
+    for task in left:
+        if not task.cancelling():
+            task.cancel()
     while any(not task.done() for task in left):
+        await asyncio.wait(left, timeout=CANCEL_AGAIN_S)
         for task in left:
             task.cancel()
-        await asyncio.wait(left, timeout=CANCEL_AGAIN_S)
     await asyncio.gather(*left, return_exceptions=True)
 
 

@@ -10,16 +10,22 @@ import pytest
 from redis.cluster import RedisCluster
 from redis.exceptions import ResponseError
 
+from exodus.control.gaps import open_gaps
+from exodus.control.run_ids import known_run_ids
+from exodus.control.topology import read_failovers
 from exodus.plan.vocabulary import Feed, Side
 from exodus.resp.encode import encode
 from exodus.stack.servers import ServerKind
+from exodus.topology.endpoint import Endpoint
 from tests.fault.test_gateway_cluster_switch import begin_live_sync, switch
 from tests.fault.test_gateway_clusters import PROGRAM, ask, run
 from tests.support.cluster_app import ClusterApp
 from tests.support.cluster_gateway import cluster_migration, gateway_process
 from tests.support.clusters import ClusterBox
 from tests.support.full import FULL
+from tests.support.sentinels import ServiceBox
 from tests.support.servers import DatabaseServer
+from tests.support.wait import until
 
 pytestmark = pytest.mark.fault
 # The oldest and the newest; FULL=1 has all.
@@ -113,3 +119,50 @@ async def test_a_cluster_client_follows_a_move_between_a_server_and_a_cluster(
             for box in sides:
                 await asyncio.to_thread(app.check, box)
             assert (await local.verify()).divergences == []
+
+
+@pytest.mark.parametrize("way", ["to a cluster", "from a cluster"])
+async def test_a_service_behind_sentinel_and_a_cluster_follow_each_other(
+    way: str,
+    make_cluster: MakeCluster,
+    source_service: ServiceBox,
+    control_server: DatabaseServer,
+    tmp_path: Path,
+) -> None:
+    """The service fails over while it is the follower, and no application notices."""
+    cluster = make_cluster(ServerKind.VALKEY_91)
+    sides = (source_service, cluster) if way == "to a cluster" else (cluster, source_service)
+    service = Side.SOURCE if way == "to a cluster" else Side.TARGET
+    async with cluster_migration(
+        *sides, control_server, tmp_path, listen=FACADE, feed=Feed.AUTO
+    ) as local:
+        with gateway_process(local):
+            await begin_live_sync(local)
+            syncer = await local.syncer()
+            await local.backfill()
+            with ClusterApp(lambda: RedisCluster(host="127.0.0.1", port=local.port)) as app:
+                await asyncio.to_thread(app.wait_more, 1_000)
+                if service is Side.SOURCE:
+                    await switch(local, Side.TARGET)
+                before = source_service.master()
+                source_service.failover()
+                await asyncio.to_thread(source_service.wait_other, before)
+
+                async def recovered() -> bool:
+                    known = (await known_run_ids(local.store))[service]
+                    now = await Endpoint(service, local.plan.address(service)).life()
+                    gaps = await open_gaps(local.store)
+                    return known == now and not gaps and not syncer.heartbeat(0).why
+
+                await until(recovered, within_s=40, otherwise="live sync never recovered")
+                for to in (service, service.other, service):
+                    await asyncio.to_thread(app.wait_more, 1_000)
+                    await switch(local, to)
+                await asyncio.to_thread(app.wait_more, 1_000)
+            await local.drained()
+            assert app.errors == {}
+            for box in sides:
+                await asyncio.to_thread(app.check, box)
+            assert (await local.verify()).divergences == []
+            (failover,) = await read_failovers(local.store)
+            assert failover.side is service
