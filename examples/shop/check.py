@@ -90,7 +90,9 @@ async def read_expiries(client: redis.Redis, keys: list[bytes]) -> list[int]:
         for key in keys:
             pipe.pexpiretime(key)
         return [int(at) for at in await pipe.execute()]
-    except redis.ResponseError:  # before Redis 7.0
+    except (redis.ConnectionError, redis.TimeoutError):
+        raise
+    except redis.RedisError:  # before Redis 7.0; a cluster client refuses the command by itself
         found: list[int] = []
         for key in keys:
             seconds, micros, left = map(int, await client.eval(_TIME_AND_TTL, 1, key))

@@ -14,11 +14,15 @@ from dataclasses import dataclass, field
 from typing import Any, cast
 
 import redis.asyncio as redis
+from redis.exceptions import RedisClusterException
 
 from examples.shop.check import read_expiries, read_state
 from examples.shop.model import Expiry, Model, State, cold_key, cold_kind, cold_state
 from examples.shop.place import Place, connect, is_cluster
 
+# A cluster client that reaches no node raises an error that is no RedisError.
+LOST = (redis.ConnectionError, RedisClusterException, OSError)
+ERRORS = (redis.RedisError, *LOST)
 # Capped, as a stream that is written for ever has to be; what is pending may be trimmed
 _STREAM_MAX = 500
 _LIST_MAX = 40
@@ -52,7 +56,7 @@ class Tally:
     def error(self, exc: BaseException) -> None:
         """Count an error."""
         self.kinds[type(exc).__name__] += 1
-        if self.rides_failovers and isinstance(exc, redis.ConnectionError | OSError):
+        if self.rides_failovers and isinstance(exc, LOST):
             self.lost_connections += 1
             return
         self.errors += 1
@@ -179,7 +183,7 @@ class Writer:
         began = time.monotonic()
         try:
             reply = await send()
-        except (redis.RedisError, OSError) as exc:
+        except ERRORS as exc:
             self._doubt(exc, changes, expiry or {})
             return None
         finally:
@@ -220,7 +224,7 @@ class Writer:
         try:
             now = await read_state(self.client, key)
             at = (await read_expiries(self.client, [key]))[0]
-        except (redis.RedisError, OSError) as exc:
+        except ERRORS as exc:
             self.tally.error(exc)
             return
         if now is not None and at == -2:
@@ -236,7 +240,7 @@ class Writer:
         """Return the same for a stream, whose group may have been changed too."""
         try:
             rows = await self.client.xpending_range(key, "workers", "-", "+", count=1000)
-        except (redis.RedisError, OSError) as exc:
+        except ERRORS as exc:
             self.tally.error(exc)
             return
         self.delivered = [cast("bytes", row["message_id"]) for row in rows]
@@ -255,7 +259,7 @@ class Writer:
             return
         try:
             found = await read_state(self.client, key)
-        except (redis.RedisError, OSError) as exc:
+        except ERRORS as exc:
             self.tally.error(exc)
             return
         if found != self.now(key):
@@ -281,7 +285,7 @@ class Writer:
         began = time.monotonic()
         try:
             replies = await pipe.execute(raise_on_error=False)
-        except (redis.RedisError, OSError) as exc:
+        except ERRORS as exc:
             replies = [exc] * len(values)
         self.tally.stall_ms_max = max(self.tally.stall_ms_max, (time.monotonic() - began) * 1000)
         for (key, value), reply in zip(values.items(), replies, strict=True):
@@ -502,7 +506,7 @@ async def produce_jobs(
             await client.lpush("shop:jobs", job)
             model.jobs_pushed.add(job)
             tally.acknowledged += 1
-        except (redis.RedisError, OSError) as exc:
+        except ERRORS as exc:
             tally.error(exc)
             tally.unknown += 1
             model.jobs_unknown.add(job)
@@ -520,7 +524,7 @@ async def consume_jobs(place: Place, model: Model, tally: Tally, stop: asyncio.E
             found = await cast("Awaitable[Any]", client.brpop(["shop:jobs"], timeout=2))
             if found is not None:
                 model.jobs_consumed.append(found[1])
-        except (redis.RedisError, OSError) as exc:
+        except ERRORS as exc:
             tally.error(exc)
             model.pops_unknown += 1
     await client.aclose()

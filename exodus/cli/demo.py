@@ -153,8 +153,7 @@ def _gateway_url(demo: Demo, file: MigrationFile) -> str:
 
 def _start_app(demo: Demo, file: MigrationFile) -> Started:
     # Only the gateway lets a cluster client in to a single server.
-    from_the_start = demo.topology is TopologyKind.TO_CLUSTER
-    source = _gateway_url(demo, file) if from_the_start else _url_of(file.plan.source)
+    source = _gateway_url(demo, file) if demo.topology.has_facade else _url_of(file.plan.source)
     _path(demo, "address").write_text(source)
     command = [
         sys.executable,
@@ -178,7 +177,7 @@ def _start_app(demo: Demo, file: MigrationFile) -> Started:
         str(_path(demo, "ready")),
         "--seconds-max",
         str(_APP_S_MAX),
-        *(["--ride-failovers"] if demo.topology is TopologyKind.SENTINEL else []),
+        *(["--ride-failovers"] if demo.topology.is_service(Side.SOURCE) else []),
     ]
     app = start("application", command, log=demo.home.log("application"), cwd=project_root())
     say(f"application: preload {demo.keys:,} keys, then {demo.writes:,} writes a second")
@@ -283,7 +282,10 @@ def _run_phases(demo: Demo, file: MigrationFile, api: PrefectApi, app: Started) 
 
 # Findings of a move with a cluster that concern the demo's own application. A cluster has one
 # database, and the shop uses one. Nobody can play the scripts that the shop calls.
-_DEMO_ACCEPTS = frozenset({"databases", "the trial is like the observed traffic"})
+# The demo's clusters have no replicas, and its services behind Sentinel have one.
+_DEMO_ACCEPTS = frozenset(
+    {"databases", "replicas of the target", "the trial is like the observed traffic"}
+)
 
 
 def _accepted(file: MigrationFile, waiting: Json) -> dict[str, object]:

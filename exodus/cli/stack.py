@@ -72,7 +72,8 @@ def demo(
         TopologyKind,
         typer.Option(
             help="sentinel: both sides are behind Sentinel; the source fails over. cluster: three "
-            "masters each. to-cluster: one server, to three masters"
+            "masters each. to-cluster: one server, to three masters. sentinel-to-cluster: a "
+            "service, whose master fails over, to three masters"
         ),
     ] = TopologyKind.STANDALONE,
     seed: Annotated[int, typer.Option(help="seed of the application")] = 1,

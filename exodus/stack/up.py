@@ -48,12 +48,22 @@ class TopologyKind(StrEnum):
     SENTINEL = "sentinel"
     CLUSTER = "cluster"
     TO_CLUSTER = "to-cluster"  # from one server, whose clients see a cluster of one node
+    SENTINEL_TO_CLUSTER = "sentinel-to-cluster"  # likewise
 
     def is_cluster(self, side: str) -> bool:
         """Return whether a side is a cluster."""
-        return self is TopologyKind.CLUSTER or (
-            self is TopologyKind.TO_CLUSTER and side == Side.TARGET
+        return self is TopologyKind.CLUSTER or (self.has_facade and side == Side.TARGET)
+
+    def is_service(self, side: str) -> bool:
+        """Return whether a side is behind Sentinel."""
+        return self is TopologyKind.SENTINEL or (
+            self is TopologyKind.SENTINEL_TO_CLUSTER and side == Side.SOURCE
         )
+
+    @property
+    def has_facade(self) -> bool:
+        """Return whether cluster clients use a side that is no cluster."""
+        return self in (TopologyKind.TO_CLUSTER, TopologyKind.SENTINEL_TO_CLUSTER)
 
 
 @dataclass
@@ -242,7 +252,7 @@ class _Stack:
             server = self._embedded(name, kind, server_port)
             embedded.append(server)
             secret = str(home.secret(name).absolute())
-            if name != "control_store" and wanted.topology is TopologyKind.SENTINEL:
+            if name != "control_store" and wanted.topology.is_service(name):
                 more, sentinels = self._behind_sentinel(name, kind, server)
                 embedded += more
                 given[name] = {
@@ -399,7 +409,7 @@ def _gateway(topology: TopologyKind) -> dict[str, Any]:
     """Return where the gateway listens; in front of a cluster, on several ports in a row."""
     if not topology.is_cluster(Side.TARGET):
         return {"host": "127.0.0.1", "port": free_port()}
-    facade = {"facade": "cluster"} if topology is TopologyKind.TO_CLUSTER else {}
+    facade = {"facade": "cluster"} if topology.has_facade else {}
     first = free_ports(LISTENERS)
     return {"host": "127.0.0.1", "port": first, "listeners": LISTENERS, **facade}
 
