@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from exodus.acceptance.observed import LEARNT, observed_workload, tried_as
-from exodus.acceptance.rows import Checked, on_each, told
+from exodus.acceptance.rows import Checked, not_done, on_each, told
 from exodus.control.store import ControlStore
 from exodus.plan.bounds import ACCEPTANCE_NAMED
 from exodus.plan.plan import Plan
@@ -36,7 +36,8 @@ async def check_commands(plan: Plan, store: ControlStore) -> list[Checked]:
     learnt = (await store.report(LEARNT) or {}).get("commands", [])
     shapes = shapes_of(await observed_workload(store), learnt)
     if not shapes:
-        return [told("observed kinds of request", "nothing was observed")]
+        what, again = "observed kinds of request", "exodus start analyze while applications work"
+        return [not_done(what, "nothing was observed", again)]
     source = Endpoint(Side.SOURCE, plan.source) if plan.prove_on_source else None
     rules = Rules(plan.compare_rules)
 
