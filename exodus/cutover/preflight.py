@@ -30,7 +30,11 @@ async def check_all(plan: Plan, store: ControlStore) -> list[Finding]:
     found = [*await check_services(plan), *await check_clusters(plan)]
     if any(finding.severity == "fatal" for finding in found):
         return found
-    found += [*await check_pair(source, target, plan, store), *await _check_roles(plan, store)]
+    found += [
+        *await check_pair(source, target, plan, store),
+        *await _check_roles(plan, store),
+        *await _check_rules(plan, source),
+    ]
     if plan.cutover is Cutover.GATEWAY and not any(
         finding.severity == "fatal" for finding in found
     ):
@@ -40,6 +44,27 @@ async def check_all(plan: Plan, store: ControlStore) -> list[Finding]:
             if await read_record(store, side) is None
         ]
     return found
+
+
+async def _check_rules(plan: Plan, source: Endpoint) -> list[Finding]:
+    """Find rules of Compare that can never apply."""
+    names = sorted({name for rule in plan.compare_rules for name in rule.commands})
+    if not names:
+        return []
+    async with await (await source.any_node()).connect(name="exodus-check") as leg:
+        told = await leg.pipeline([("COMMAND", "INFO", name) for name in names])
+    unknown = [name for name, reply in zip(names, told, strict=True) if reply == [None]]
+    if not unknown:
+        return []
+    return [
+        Finding(
+            "compare_rules",
+            "warning",
+            f"the source has no command {', '.join(unknown)}",
+            "the rule never applies, so Exodus's own does",
+            "correct commands in compare_rules: names without subcommands",
+        )
+    ]
 
 
 async def _check_roles(plan: Plan, store: ControlStore) -> list[Finding]:

@@ -213,13 +213,13 @@ class WriteReplies:
         row["by_reply"] += 1
         row["divergences"] += 1
         self._copies.state.judge(step.keys)
-        steady = self._requests.same(exchange, there, again.replies[0])
+        steady = not self._requests.moved(exchange, there, again.replies[0])
         await self._reporter.confirmed(
             write,
             step.keys,
             parse(write.reply),
             there,
-            rule=self._requests.rules.of(write.command, write.args).rule,
+            rule=self._requests.rules.told(write.command, write.args),
             finding=Finding(_cause(wanted, there, steady=steady), "run on the state that it found"),
         )
         return ""

@@ -228,6 +228,13 @@ CATALOGUE = [
         target=(("CONFIG", "SET", "maxclients", 20),),
     ),
     Defect(
+        "rule of no command",
+        "compare_rules",
+        SHOULD,
+        "no command GTE",
+        plan=(("compare_rules", [{"commands": ["GTE", "GET"], "rule": "never"}]),),
+    ),
+    Defect(
         "source is a replica",
         "role of the source",
         SHOULD,
