@@ -179,6 +179,9 @@ async def test_windows_of_the_gateways_are_kept_for_analyze(
     assert sum(row["requests_per_s"] for row in report["rates"]) > 0
     (orders,) = (row for row in report["prefixes"] if row["prefix"] == "order:")
     assert 0 < orders["latency_us_p50"] <= orders["latency_us_p99"]
+    await client.set("order:1", "x")
+    for row in (await learn(it, 1.5))["commands"]:
+        assert (row["latency_us_p99_day"] or 0) > 0 or row["command"] != "SET"
     await client.get("order:1")
     with local.servers[Side.SOURCE].client() as source:
         source.set("order:7", "x" * 100_000)

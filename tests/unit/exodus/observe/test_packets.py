@@ -204,8 +204,15 @@ def test_requests_that_ask_for_no_answer_get_none() -> None:
     talk.client(GET).server(b"$-1\r\n")
     events, _ = watched(talk.pcap())
     assert [event.answer.name for event in events] == [
-        "NONE", "NONE", "VALUE", "NONE", "NONE", "NONE", "VALUE", "NIL",
-    ]  # fmt: skip
+        "NONE",
+        "NONE",
+        "VALUE",
+        "NONE",
+        "NONE",
+        "NONE",
+        "VALUE",
+        "NIL",
+    ]
 
 
 def test_the_database_and_the_name_of_a_connection_are_followed() -> None:
