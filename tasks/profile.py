@@ -18,6 +18,7 @@ from exodus.plan.bounds import (
     HEAVY_BYTES,
     RATES_SHOWN_MAX,
     TASKS_PROFILE_HOT_KEYS,
+    TASKS_PROFILE_SLOWER,
     TASKS_PROFILE_WINDOWS_S,
 )
 from exodus.plan.vocabulary import Side
@@ -28,7 +29,6 @@ from tasks.kept import kept_task
 
 _PROFILE = "profile.analyze"
 _NO_LATENCY = {"latency_us_p50": None, "latency_us_p99": None}  # of a prefix without windows
-_SLOWER = 2  # times its last p99: then a command is listed as changed
 
 
 async def snapshots(it: Opened) -> dict[str, Json]:
@@ -121,7 +121,7 @@ def changes(last: Json, now: Json) -> list[Json]:
         }
         for name, row in after.items()
         if name in before
-        and row["latency_us_p99"] > _SLOWER * max(1, before[name]["latency_us_p99"])
+        and row["latency_us_p99"] > TASKS_PROFILE_SLOWER * max(1, before[name]["latency_us_p99"])
     ]
     return found
 

@@ -19,6 +19,7 @@ from exodus.acceptance.latency import check_latency
 from exodus.acceptance.logins import check_logins
 from exodus.acceptance.rows import Checked
 from exodus.acceptance.standing import _versions, check_replicas, check_settings
+from exodus.control.registry import heartbeats
 from exodus.plan.address import Address, Credentials
 from exodus.plan.gate_checks import CheckLevel, GateChecks
 from exodus.plan.vocabulary import Side
@@ -30,6 +31,7 @@ from tasks.context import Opened
 from tests.support.local_migration import LocalMigration
 from tests.support.roles import administrator, denied, make_users
 from tests.support.servers import DatabaseServer
+from tests.support.wait import until
 
 pytestmark = pytest.mark.fault
 _RIGHTS = ("on", ">secret", "~order:*", "&*", "+@all", "-@dangerous")
@@ -285,6 +287,11 @@ async def test_what_could_not_be_tried_is_not_called_in_order(local: LocalMigrat
 async def test_a_slow_and_a_silent_target_are_found(local: LocalMigration) -> None:
     gateway = await local.gateway()
     target = local.servers[Side.TARGET]
+
+    async def registered() -> bool:
+        return bool(await heartbeats(local.store, "gateway"))
+
+    await until(registered, within_s=10, otherwise="the gateway did not tell of itself")
 
     async def slow(side: Side, _: Address) -> list[float]:
         return sorted([0.2, 0.3, 0.4] if side is Side.SOURCE else [5.5, 5.6, 9.0])

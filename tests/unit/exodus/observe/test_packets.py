@@ -417,7 +417,7 @@ def test_segments_that_wait_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_all_that_waits_together_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "HELD_ALL_BYTES_MAX", 20_000)
-    monkeypatch.setattr(module, "_SWEEP_PACKETS", 50)
+    monkeypatch.setattr(module, "PACKETS_SWEEP_EVERY", 50)
     packets = []
     for port in range(20):
         talk = Talk(30_000 + port).client(SET)
