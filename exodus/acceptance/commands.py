@@ -15,16 +15,16 @@ from exodus.plan.bounds import ACCEPTANCE_NAMED
 from exodus.plan.plan import Plan
 from exodus.plan.vocabulary import Side
 from exodus.shadow.rules import Rules
-from exodus.shadow.shape_proofs import Verdict, prove_on, shapes_of
+from exodus.shadow.shape_proofs import ShapeVerdict, prove_on, shapes_of
 from exodus.topology.endpoint import Endpoint
 from exodus.topology.node import Node
 
 _BAD = {
-    Verdict.MISSING: (
+    ShapeVerdict.MISSING: (
         "the target has every observed kind of request",
         "applications would get an error for it after the cutover",
     ),
-    Verdict.DIFFERS: (
+    ShapeVerdict.DIFFERS: (
         "the target answers every observed kind of request",
         "applications would get another reply, or an error, after the cutover",
     ),
@@ -48,7 +48,9 @@ async def check_commands(plan: Plan, store: ControlStore) -> list[Checked]:
 
 
 def _judged(rows: list[dict[str, Any]]) -> list[Checked]:
-    found = {verdict: [row for row in rows if row["verdict"] == verdict] for verdict in Verdict}
+    found = {
+        verdict: [row for row in rows if row["verdict"] == verdict] for verdict in ShapeVerdict
+    }
     counts = ", ".join(f"{len(each)} {verdict}" for verdict, each in found.items() if each)
     checks = [
         Checked(
@@ -60,7 +62,7 @@ def _judged(rows: list[dict[str, Any]]) -> list[Checked]:
         )
         for verdict, (what, why) in _BAD.items()
     ]
-    untried = found[Verdict.NOT_PROVABLE]
+    untried = found[ShapeVerdict.NOT_PROVABLE]
     return [*checks, told("kinds of request that were not tried", _named(untried) or "none")]
 
 

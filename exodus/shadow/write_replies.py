@@ -24,7 +24,7 @@ from exodus.shadow.causes import Cause, cause_of_refusal, near
 from exodus.shadow.copies import SampledCopies
 from exodus.shadow.exchange import Exchange
 from exodus.shadow.histories import NOT_TRIED, OUTSIDE, Snapshot, Step
-from exodus.shadow.investigation import Finding
+from exodus.shadow.investigation import KeyFinding
 from exodus.shadow.lives import Lives
 from exodus.shadow.replays import NoReplay, replay
 from exodus.shadow.reports import Reporter
@@ -220,7 +220,9 @@ class WriteReplies:
             parse(write.reply),
             there,
             rule=self._requests.rules.told(write.command, write.args),
-            finding=Finding(_cause(wanted, there, steady=steady), "run on the state that it found"),
+            finding=KeyFinding(
+                _cause(wanted, there, steady=steady), "run on the state that it found"
+            ),
         )
         return ""
 
