@@ -307,7 +307,9 @@ async def analysed(local: LocalMigration) -> list[Json]:
     ]
     facts: Json = await _task(probe.describe_sides)(it)  # type: ignore[assignment]
     predicted = await _task(predictions.keep_predictions)(it, size, workload)
-    verdict = recommend({"strategy": "keys"}, facts, size, checks, predicted)[0]["finding"]
+    verdict = recommend(local.plan.model_dump(mode="json"), facts, size, checks, predicted)[0][
+        "finding"
+    ]
     wanted = (
         "do not migrate yet"
         if failing(checks)
