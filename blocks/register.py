@@ -23,13 +23,12 @@ from blocks.migration import Migration
 from exodus.control.store import ControlStore
 from exodus.errors import ExodusError, OperatorError, OrchestratorError
 from exodus.plan.address import Address, Place, Service
+from exodus.plan.bounds import BLOCKS_REGISTER_AGAIN_S, BLOCKS_REGISTER_TRIES
 from exodus.plan.migration_file import MigrationFile, load_migration
 from exodus.plan.plan import Options
 from exodus.safe_text import lines
 from exodus.topology.pair_checks import check_control_store, raise_if_fatal
 
-_TRIES = 10
-_AGAIN_S = 0.5
 # What Prefect's client raises if its server fails. A RuntimeError means that no connection was
 # possible.
 _PREFECT_FAILS = (httpx.HTTPError, PrefectException, RuntimeError)
@@ -156,14 +155,14 @@ def _undone(undo: list[Callable[[], object]]) -> bool:
     Return success.
     """
     for step in reversed(undo):
-        for attempt in range(_TRIES):
+        for attempt in range(BLOCKS_REGISTER_TRIES):
             try:
                 step()
             except _PREFECT_FAILS as exc:
-                if attempt + 1 == _TRIES:
+                if attempt + 1 == BLOCKS_REGISTER_TRIES:
                     print(lines(f"a block was not restored: {exc}"), file=sys.stderr)
                     return False
-                time.sleep(_AGAIN_S)
+                time.sleep(BLOCKS_REGISTER_AGAIN_S)
             else:
                 break
     return True

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from redis.exceptions import RedisError
 
 from exodus.control import ledger, registry
-from exodus.control.approvers import Identity
+from exodus.control.approvers import PersonIdentity
 from exodus.control.freshness import forget_pass
 from exodus.control.ledger import REHEARSAL, VERIFICATION, LedgerEntry
 from exodus.control.phase_order import text_of_end
@@ -293,7 +293,7 @@ def voids(fields: Iterable[str], *, switched: bool) -> list[str]:
     return [str(what) for what in kept if what in gone]
 
 
-async def register(store: ControlStore, plan: Plan, examined: Examined, by: Identity) -> None:
+async def register(store: ControlStore, plan: Plan, examined: Examined, by: PersonIdentity) -> None:
     """Keep the plan where the data plane reads it; the ledger keeps who changed what, and what that
     voids.
     """

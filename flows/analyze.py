@@ -13,7 +13,7 @@ from exodus.plan.vocabulary import Phase
 from flows.lifecycle import go_on
 from flows.phase import MIGRATION, SECONDS, MigrationName, Seconds, phase_flow
 from tasks.advice import find_provider_risks, judge_provider, recommend
-from tasks.beside import compare_beside
+from tasks.beside import find_beside, judge_beside
 from tasks.checks import any_fatal, frames, open_findings, summary_lines, why_not_accepted
 from tasks.clients import direct_clients
 from tasks.cluster_fit import judge_cluster_fit
@@ -61,12 +61,13 @@ def analyze(migration: MigrationName = MIGRATION, seconds: Seconds = SECONDS) ->
     direct = direct_clients(migration)
     commands = check_commands(migration, workload["commands"])
     risks = find_provider_risks(migration, workload["commands"])
-    beside = compare_beside(migration, PHASE)
+    beside = find_beside(migration, PHASE)
     checks = [
         *sides,
         *judge_workload(workload, commands, direct),
         *judge_cluster_fit(workload, facts["target"]["database_count"]),
         *judge_provider(risks),
+        *judge_beside(beside),
     ]
     tried = _try_on_target(migration, began["plan"], facts, workload, checks)
     advice = [*tried.advice, *risk_rows(workload), *heavy_rows(workload)]
@@ -92,6 +93,7 @@ def analyze(migration: MigrationName = MIGRATION, seconds: Seconds = SECONDS) ->
         "clients": workload["clients"],
         "cluster-misfits": workload["misfits"] or [],
         "direct-clients": direct,
+        "beside": beside,
         **tried.lists,
     }
     frame_of = {"commands": commands, **tried.frames}
@@ -108,7 +110,6 @@ def analyze(migration: MigrationName = MIGRATION, seconds: Seconds = SECONDS) ->
             *summary_lines(checks),
             workload_line(workload, commands),
             tried.foreseen,
-            *beside,
         ],
         evidence=f"evidence.{PHASE}",
         refuse=lambda answer, _: why_not_accepted(checks, answer),

@@ -44,7 +44,12 @@ def _gate_check(name: str, title: str) -> Callable[[Work], Task[[str], list[Json
         async def rows(it: Opened) -> list[Json]:
             level: CheckLevel = getattr(it.plan.test_checks, name)
             if level is CheckLevel.OFF:
-                return [_row(told(f"{name}: not run", "off in test_checks"), Level.INFO)]
+                off = told(
+                    f"{name}: not run",
+                    "off in test_checks",
+                    line=f"{name}: not run, since test_checks has it off",
+                )
+                return [_row(off, Level.INFO)]
             try:
                 found = await work(it)
             except (ExodusError, ReplyError, RedisError, OSError, TimeoutError) as exc:
@@ -124,7 +129,7 @@ async def check_latency(it: Opened) -> list[Checked]:
 async def check_data(it: Opened) -> list[Checked]:
     """Copy a sample of keys into an empty database of the target, and compare it in full."""
     if (why := await trial_copy.why_not_now(it.store)) is not None:
-        return [told("trial copy: not made", why)]
+        return [not_done("trial copy", why, "exodus verify")]
     trial = await trial_copy.copy_trial(it.plan, it.store)
     return await trial_copy.verify_trial(it.plan, it.store, trial)
 

@@ -5,11 +5,15 @@ from __future__ import annotations
 from exodus.net.leg import ReplyError
 from exodus.net.masters import located
 from exodus.plan.bounds import TASKS_ADVICE_LONG_S, TASKS_COMPATIBILITY_NAMED
-from exodus.plan.vocabulary import CopyStrategy, Side
+from exodus.plan.vocabulary import CopyStrategy, Feed, Side
 from exodus.topology.providers import recognise, risks
 from tasks.checks import Level, check, open_findings
 from tasks.context import Json, Opened, opens_migration
 from tasks.kept import kept_task
+
+# Checks that are red where a write may pass no gateway.
+_UNSEEN = frozenset({"every client uses a gateway", "eviction on the source"})
+_NO_ROOM = "the target has room for the copy and a reserve"
 
 
 @kept_task("Find the providers' rules")
@@ -72,7 +76,8 @@ def recommend(
     """Return the advice as rows of `topic`, `finding`, `advice`; the verdict comes first."""
     open_ones = [row for row in checks if not row["ok"] and row["level"] == "must"]
     findings = open_findings(checks)
-    rows = [_verdict(open_ones, findings), _strategy(plan, size)]
+    reds = {row["check"] for row in checks if not row["ok"]}
+    rows = [_verdict(open_ones, findings), _strategy(plan, size), _feed(plan, reds)]
     seconds = predicted[1]
     rows += [
         {
@@ -88,6 +93,8 @@ def recommend(
             "advice": f"maxmemory of the target: "
             f"{size['wanted_bytes'] + size['target_own_bytes']:,} bytes or more",
         },
+        _topology(plan, size, reds),
+        _impact(plan, size),
         _reverse(facts),
         {
             "topic": "order",
@@ -133,6 +140,60 @@ def _strategy(plan: Json, size: Json) -> Json:
         advice = f"keep strategy: {named}"
     why = f"{size['restored']:,} of {size['sampled']:,} sampled payloads loaded on the target"
     return {"topic": "strategy", "finding": why, "advice": advice}
+
+
+def _feed(plan: Json, reds: set[str]) -> Json:
+    named = Feed(plan["feed"])
+    unseen = sorted(reds & _UNSEEN)
+    if named is Feed.GATEWAY and unseen:
+        advice = "set feed: auto: the gateways' journal has no such writes"
+    elif named is Feed.GATEWAY:
+        advice = "keep feed: gateway, as long as every writer passes a gateway"
+    else:
+        advice = f"keep feed: {named}: Migrate proves it on each side before it copies"
+    finding = f"not seen by gateways: {'; '.join(unseen)}" if unseen else "every client was seen"
+    return {"topic": "change feed", "finding": finding, "advice": advice}
+
+
+def _topology(plan: Json, size: Json, reds: set[str]) -> Json:
+    finding = f"{_kind(plan['source'])} to {_kind(plan['target'])}"
+    if size["shards"]:
+        three = size["shards"][0]
+        finding += (
+            f"; of {three['shards']} shards the fullest would have {three['fullest_share']:.0%} of "
+            f"the memory, the busiest {three['busiest_requests_per_s']:,} requests/s"
+        )
+    return {
+        "topic": "topology",
+        "finding": finding,
+        "advice": "a larger server, or more shards (artifact shards)"
+        if _NO_ROOM in reds
+        else "keep it: the target has room",
+    }
+
+
+def _kind(place: Json) -> str:
+    if place.get("cluster"):
+        return "a cluster"
+    return "a service behind Sentinel" if place.get("service") else "one server"
+
+
+def _impact(plan: Json, size: Json) -> Json:
+    rate, limits = size["keys_per_s"], plan["budget"]
+    set_ones = [
+        f"{name}: {limits[name]}"
+        for name in ("probe_ms_added_max", "cpu_share_max")
+        if limits.get(name) is not None
+    ]
+    return {
+        "topic": "impact",
+        "finding": "the sample says nothing of it"
+        if not rate
+        else f"the backfill reads up to {rate * plan['slices']:,.0f} keys a second of the source",
+        "advice": f"the budget limits it: {', '.join(set_ones)}"
+        if set_ones
+        else "nothing limits it: set budget.cpu_share_max or budget.probe_ms_added_max",
+    }
 
 
 def _reverse(facts: Json) -> Json:

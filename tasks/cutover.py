@@ -13,7 +13,7 @@ from prefect.runtime import flow_run
 from exodus.closing import bundle, bundle_store, ends, finalise_checks
 from exodus.closing.collect import collect, dirty_keys
 from exodus.control import ledger
-from exodus.control.approvers import Identity
+from exodus.control.approvers import PersonIdentity
 from exodus.control.ledger import LedgerEntry
 from exodus.control.route import read_route
 from exodus.cutover import forced_rollback, switch
@@ -194,7 +194,9 @@ def why_not_finalise(migration: str, decided_by: Json, attempt: int) -> str | No
 
 @opens_migration
 async def _problems(it: Opened, decided_by: Json) -> list[str]:
-    return await finalise_checks.problems(it.store, it.plan, Identity.model_validate(decided_by))
+    return await finalise_checks.problems(
+        it.store, it.plan, PersonIdentity.model_validate(decided_by)
+    )
 
 
 def _why_rollback_is_open(migration: str) -> str | None:
@@ -291,7 +293,7 @@ def finalise(migration: str, decided_by: Json) -> Json:
 
 @opens_migration
 async def _finalised(it: Opened, decided_by: Json) -> Json:
-    await finalise_checks.check(it.store, it.plan, Identity.model_validate(decided_by))
+    await finalise_checks.check(it.store, it.plan, PersonIdentity.model_validate(decided_by))
     report = await ends.finalise(it.store, it.plan)
     await it.store.save_report("finalised", report)
     return report

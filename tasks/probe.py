@@ -98,6 +98,11 @@ async def _state_of(endpoint: Endpoint) -> Json:
             for where, state in each.items()
             for name, value in state["settings"].items()
         },
+        "untold": {
+            what: f"{where}: {why}"
+            for where, state in each.items()
+            for what, why in state["untold"].items()
+        },
         "own_connections": sum(state["own_connections"] for state in each.values()),
         "clients": dict(clients),
         "used_memory": sum(state["used_memory"] for state in each.values()),
@@ -118,10 +123,14 @@ async def _state_of_server(server: Node) -> Json:
             pings.append((time.perf_counter() - began) * 1000)
     told = _texts(config)
     node = await server.info()
+    untold = {"users": users, "settings": config}
     return {
-        "role": _texts(role)[0],
+        "role": node["role"] if isinstance(role, ReplyError) else _texts(role)[0],
         "users": sorted(hashlib.sha256(user.encode()).hexdigest() for user in _texts(users)),
-        "settings": dict(zip(told[::2], told[1::2], strict=True)) if len(told) > 1 else {},
+        "settings": dict(zip(told[::2], told[1::2], strict=True)),
+        "untold": {
+            what: str(said) for what, said in untold.items() if isinstance(said, ReplyError)
+        },
         "own_connections": clients.count(b" name=exodus") if isinstance(clients, bytes) else 0,
         "clients": _clients(clients),
         "used_memory": int(node["used_memory"]),
@@ -139,10 +148,10 @@ def _clients(reply: Reply) -> dict[str, int]:
 
 
 def _texts(reply: Reply) -> list[str]:
-    """Return the texts of a reply; where it is refused, the refusal, which is to stay the same."""
-    parts = reply if isinstance(reply, list) else [reply]
+    """Return the texts of a reply; none where it is refused."""
     return [
-        part.decode("utf-8", "replace") if isinstance(part, bytes) else str(part) for part in parts
+        part.decode("utf-8", "replace") if isinstance(part, bytes) else str(part)
+        for part in (reply if isinstance(reply, list) else ())
     ]
 
 
@@ -189,19 +198,19 @@ async def unchanged(it: Opened, before: Json) -> list[Json]:
             level=Level.INFO,
         ),
         check("the source's role is unchanged", now["role"] == before["role"], now["role"]),
-        check(
-            "the source's users are unchanged",
-            users == 0,
-            f"{users} user rule(s) differ" if users else f"{len(now['users'])} users",
-            why="somebody changed them while Exodus watched, or Exodus did",
-            next_step="compare ACL LIST with what you expect, then start Pre-test again",
+        _unchanged(
+            "users",
+            "ACL LIST",
+            f"{users} user rule(s) differ" if users else "",
+            len(now["users"]),
+            {**before["untold"], **now["untold"]},
         ),
-        check(
-            "the source's settings are unchanged",
-            not changed,
-            ", ".join(changed[:TASKS_PROBE_NAMED]) or f"{len(now['settings'])} settings",
-            why="somebody changed them while Exodus watched, or Exodus did",
-            next_step="compare CONFIG GET with what you expect, then start Pre-test again",
+        _unchanged(
+            "settings",
+            "CONFIG GET",
+            ", ".join(changed[:TASKS_PROBE_NAMED]),
+            len(now["settings"]),
+            {**before["untold"], **now["untold"]},
         ),
         check("the route is unchanged", same_route, f"epoch {route.epoch}"),
         check(
@@ -213,3 +222,25 @@ async def unchanged(it: Opened, before: Json) -> list[Json]:
             level=Level.INFO,
         ),
     ]
+
+
+def _unchanged(what: str, command: str, changed: str, count: int, untold: dict[str, str]) -> Json:
+    """Return the check that users or settings are unchanged; a finding where nobody can know."""
+    name = f"the source's {what} are unchanged"
+    if what in untold:
+        return check(
+            name,
+            False,
+            f"the source does not tell them: {untold[what]}",
+            level=Level.SHOULD,
+            why="nobody knows whether they changed while Exodus watched",
+            next_step=f"let Exodus's user run {command} (exodus users), or compare them by the "
+            "provider's console",
+        )
+    return check(
+        name,
+        not changed,
+        changed or f"{count} {what}",
+        why="somebody changed them while Exodus watched, or Exodus did",
+        next_step=f"compare {command} with what you expect, then start Pre-test again",
+    )

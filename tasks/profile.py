@@ -18,16 +18,17 @@ from exodus.plan.bounds import (
     HEAVY_BYTES,
     RATES_SHOWN_MAX,
     TASKS_PROFILE_HOT_KEYS,
+    TASKS_PROFILE_SLOWER,
     TASKS_PROFILE_WINDOWS_S,
 )
 from exodus.plan.vocabulary import Side
+from exodus.telemetry.windows import merge as windows_merged
 from exodus.telemetry.windows import over_time, prefix_latencies, quantile
 from tasks.context import Json, Opened, opens_migration
 from tasks.kept import kept_task
 
 _PROFILE = "profile.analyze"
 _NO_LATENCY = {"latency_us_p50": None, "latency_us_p99": None}  # of a prefix without windows
-_SLOWER = 2  # times its last p99: then a command is listed as changed
 
 
 async def snapshots(it: Opened) -> dict[str, Json]:
@@ -63,6 +64,7 @@ async def learn_workload(it: Opened, seconds: float | None) -> Json:
     shown = hashed_words if it.plan.hash_names else str
     kept = await _windows(it)
     latencies = prefix_latencies(kept)
+    day = {row["command"]: row["latency_us_p99"] for row in windows_merged(kept)}
     requests = sum(row["calls"] for row in commands)
     report = {
         "seconds": watched,
@@ -81,7 +83,7 @@ async def learn_workload(it: Opened, seconds: float | None) -> Json:
             for row in _prefixes(before, after)
         ],
         "clients": [row for snapshot in after.values() for row in snapshot["clients"]],
-        "commands": commands,
+        "commands": [{**row, "latency_us_p99_day": day.get(row["command"])} for row in commands],
         "rates": over_time(kept, RATES_SHOWN_MAX),
     }
     last = await it.store.report(_PROFILE)
@@ -119,7 +121,7 @@ def changes(last: Json, now: Json) -> list[Json]:
         }
         for name, row in after.items()
         if name in before
-        and row["latency_us_p99"] > _SLOWER * max(1, before[name]["latency_us_p99"])
+        and row["latency_us_p99"] > TASKS_PROFILE_SLOWER * max(1, before[name]["latency_us_p99"])
     ]
     return found
 

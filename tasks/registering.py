@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from prefect.logging import get_run_logger
 
-from exodus.control.approvers import Identity
+from exodus.control.approvers import PersonIdentity
 from exodus.control.store import ControlStore
 from exodus.plan.address import Address, Service
 from exodus.plan.migration_file import MigrationFile
@@ -33,7 +33,7 @@ async def register_block(store: ControlStore, proposed: Plan, control_store: Add
         return in_place(registered, proposed)
     examined = await examine(MigrationFile(plan=proposed, control_store=control_store))
     raise_if_fatal(examined.findings)
-    by = Identity(person="whoever saved the block in Prefect")
+    by = PersonIdentity(person="whoever saved the block in Prefect")
     await register(store, proposed, examined, by)
     fields = ", ".join(change.field for change in examined.changes) or "new plan"
     get_run_logger().info(

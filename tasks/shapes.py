@@ -7,7 +7,7 @@ from exodus.cutover.script_loading import load_scripts, unseen
 from exodus.plan.bounds import TASKS_COMPATIBILITY_NAMED, TASKS_PROOFS_PLAYED_MIN
 from exodus.plan.vocabulary import Side
 from exodus.shadow.rules import Rules
-from exodus.shadow.shape_proofs import Verdict, prove_on, shapes_of, worst_of
+from exodus.shadow.shape_proofs import ShapeVerdict, prove_on, shapes_of, worst_of
 from exodus.topology.endpoint import Endpoint
 from tasks.checks import Level, check
 from tasks.context import Json, Opened, opens_migration
@@ -43,24 +43,25 @@ async def try_scripts(it: Opened) -> Json:
 def judge_shapes(rows: list[Json]) -> list[Json]:
     """Return the checks of the proofs."""
     found = {
-        verdict: [row for row in rows if row["verdict"] == verdict] for verdict in map(str, Verdict)
+        verdict: [row for row in rows if row["verdict"] == verdict]
+        for verdict in map(str, ShapeVerdict)
     }
     total = sum(row["calls"] for row in rows)
-    unproved = sum(row["calls"] for row in found[Verdict.NOT_PROVABLE])
+    unproved = sum(row["calls"] for row in found[ShapeVerdict.NOT_PROVABLE])
     proved = 1 - unproved / total if total else 0.0
     counts = ", ".join(f"{len(each)} {verdict}" for verdict, each in found.items() if each)
     return [
         check(
             "the target takes every observed kind of request",
-            not found[Verdict.MISSING],
-            _named(found[Verdict.MISSING]) or counts or "nothing was observed",
+            not found[ShapeVerdict.MISSING],
+            _named(found[ShapeVerdict.MISSING]) or counts or "nothing was observed",
             why="applications would get an error for it after the cutover",
             next_step="choose a target that has it, or change the applications",
         ),
         check(
             "the target answers as the source does",
-            not found[Verdict.DIFFERS],
-            _named(found[Verdict.DIFFERS]) or counts,
+            not found[ShapeVerdict.DIFFERS],
+            _named(found[ShapeVerdict.DIFFERS]) or counts,
             level=Level.SHOULD,
             why="applications would get another reply after the cutover",
             next_step="read the artifact shapes, and compare with what the applications expect",
@@ -69,7 +70,7 @@ def judge_shapes(rows: list[Json]) -> list[Json]:
             "most observed requests could be tried",
             proved >= TASKS_PROOFS_PLAYED_MIN,
             f"{proved:.1%} of {total:,} requests"
-            + (f"; not tried: {_named(found[Verdict.NOT_PROVABLE])}" if unproved else ""),
+            + (f"; not tried: {_named(found[ShapeVerdict.NOT_PROVABLE])}" if unproved else ""),
             level=Level.SHOULD,
             why="nobody knows how the target answers the others",
             next_step="try these by the applications' own tests; where a right is missing, name an "

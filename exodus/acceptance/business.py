@@ -185,7 +185,10 @@ async def _run(
     if process.returncode:
         lines = said.decode("utf-8", "replace").strip().splitlines()
         return [_failed("checks of the folder", lines[-1] if lines else "their process died")]
-    found: list[dict[str, Any]] = orjson.loads(out.splitlines()[-1])
+    try:
+        found: list[dict[str, Any]] = orjson.loads(out.splitlines()[-1])
+    except (IndexError, orjson.JSONDecodeError):
+        return [_failed("checks of the folder", "their process ended without a verdict")]
     return found
 
 

@@ -42,11 +42,22 @@ def _verdict(file: Path, job: dict[str, Any]) -> dict[str, Any]:
         with _side(job, "source") as source, _side(job, "target") as target:
             frame = check(source, target)
         bad, why = _judge(module, frame)
-    except Exception as exc:  # noqa: BLE001 - whatever a check raises is its verdict
+        shown = bad.head(job["rows_max"]).map(_text)
+        rows = json.loads(shown.to_json(orient="records", date_format="iso"))
+    except (Exception, SystemExit) as exc:  # noqa: BLE001 - whatever a check raises is its verdict
         line = traceback.extract_tb(exc.__traceback__)[-1]
         return {**found, "why": f"{type(exc).__name__}: {exc} ({line.filename}:{line.lineno})"}
-    rows = json.loads(bad.head(job["rows_max"]).to_json(orient="records", date_format="iso"))
     return {**found, "ok": not why, "why": why, "rows": rows, "row_count": len(frame)}
+
+
+def _text(value: object) -> object:
+    """Return a value as JSON can have it: keys and values of a server may be any bytes."""
+    return value.decode("utf-8", "backslashreplace") if isinstance(value, bytes) else value
+
+
+def _is_true(value: object) -> bool:
+    """Return whether a value of the column `ok` says so. A text does not, as "False" of a CSV."""
+    return isinstance(value, (bool, int, float)) and value == 1
 
 
 def _load(file: Path) -> ModuleType:
@@ -79,7 +90,7 @@ def _judge(module: ModuleType, frame: pd.DataFrame) -> tuple[pd.DataFrame, str]:
         return _expected(wanted(), frame)
     if OK not in frame.columns:
         return frame, f"the frame has no column {OK!r}, and the file no expectations()"
-    bad = frame[~frame[OK].fillna(value=False).astype(bool)]
+    bad = frame[[not _is_true(value) for value in frame[OK].tolist()]]
     return bad, f"{len(bad)} of {len(frame)} rows are not ok" if len(bad) else ""
 
 
@@ -92,7 +103,7 @@ def _expected(wanted: Sequence[Any], frame: pd.DataFrame) -> tuple[pd.DataFrame,
     asset = context.data_sources.add_pandas("business").add_dataframe_asset("frame")
     batch = asset.add_batch_definition_whole_dataframe("all").get_batch({"dataframe": frame})
     bad: set[int] = set()
-    why: list[str] = []
+    why = [] if wanted else ["expectations() returned none: nothing was judged"]
     for expectation in wanted:
         result = batch.validate(expectation, result_format="COMPLETE")
         if result.success:

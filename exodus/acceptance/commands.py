@@ -9,22 +9,22 @@ from __future__ import annotations
 from typing import Any
 
 from exodus.acceptance.observed import LEARNT, observed_workload, tried_as
-from exodus.acceptance.rows import Checked, on_each, told
+from exodus.acceptance.rows import Checked, not_done, on_each, told
 from exodus.control.store import ControlStore
 from exodus.plan.bounds import ACCEPTANCE_NAMED
 from exodus.plan.plan import Plan
 from exodus.plan.vocabulary import Side
 from exodus.shadow.rules import Rules
-from exodus.shadow.shape_proofs import Verdict, prove_on, shapes_of
+from exodus.shadow.shape_proofs import ShapeVerdict, prove_on, shapes_of
 from exodus.topology.endpoint import Endpoint
 from exodus.topology.node import Node
 
 _BAD = {
-    Verdict.MISSING: (
+    ShapeVerdict.MISSING: (
         "the target has every observed kind of request",
         "applications would get an error for it after the cutover",
     ),
-    Verdict.DIFFERS: (
+    ShapeVerdict.DIFFERS: (
         "the target answers every observed kind of request",
         "applications would get another reply, or an error, after the cutover",
     ),
@@ -36,7 +36,8 @@ async def check_commands(plan: Plan, store: ControlStore) -> list[Checked]:
     learnt = (await store.report(LEARNT) or {}).get("commands", [])
     shapes = shapes_of(await observed_workload(store), learnt)
     if not shapes:
-        return [told("observed kinds of request", "nothing was observed")]
+        what, again = "observed kinds of request", "exodus start analyze while applications work"
+        return [not_done(what, "nothing was observed", again)]
     source = Endpoint(Side.SOURCE, plan.source) if plan.prove_on_source else None
     rules = Rules(plan.compare_rules)
 
@@ -47,7 +48,9 @@ async def check_commands(plan: Plan, store: ControlStore) -> list[Checked]:
 
 
 def _judged(rows: list[dict[str, Any]]) -> list[Checked]:
-    found = {verdict: [row for row in rows if row["verdict"] == verdict] for verdict in Verdict}
+    found = {
+        verdict: [row for row in rows if row["verdict"] == verdict] for verdict in ShapeVerdict
+    }
     counts = ", ".join(f"{len(each)} {verdict}" for verdict, each in found.items() if each)
     checks = [
         Checked(
@@ -59,7 +62,7 @@ def _judged(rows: list[dict[str, Any]]) -> list[Checked]:
         )
         for verdict, (what, why) in _BAD.items()
     ]
-    untried = found[Verdict.NOT_PROVABLE]
+    untried = found[ShapeVerdict.NOT_PROVABLE]
     return [*checks, told("kinds of request that were not tried", _named(untried) or "none")]
 
 

@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Callable
 import redis.asyncio as redis
 
 from exodus.acceptance.observed import tried_as
-from exodus.acceptance.rows import Checked, on_each, told
+from exodus.acceptance.rows import Checked, not_done, on_each, told
 from exodus.control import registry
 from exodus.control.store import ControlStore
 from exodus.cutover.functions import compare_libraries
@@ -25,7 +25,7 @@ from exodus.errors import ExodusError
 from exodus.net.client import answered
 from exodus.net.leg import Leg, ReplyError
 from exodus.net.master_client import make_side_client
-from exodus.plan.bounds import ACCEPTANCE_DELIVERY_S, ACCEPTANCE_NAMED
+from exodus.plan.bounds import ACCEPTANCE_BLOCK_S, ACCEPTANCE_DELIVERY_S, ACCEPTANCE_NAMED
 from exodus.plan.plan import Plan
 from exodus.plan.vocabulary import Side, UserRole
 from exodus.topology.endpoint import Endpoint
@@ -34,7 +34,6 @@ from exodus.topology.permits import why_refused
 
 _SCRATCH = "exodus:load:smoke:"
 _SCRIPT = "redis.call('SET', KEYS[1], ARGV[1]); return redis.call('GET', KEYS[1])"
-_BLOCK_S = 0.2
 
 
 async def check_delivery(plan: Plan, store: ControlStore) -> list[Checked]:
@@ -160,7 +159,7 @@ async def _publish(client: redis.Redis, other: redis.Redis, channel: str) -> str
 
 async def _block(client: redis.Redis, other: redis.Redis, key: str) -> str:
     waiting = asyncio.ensure_future(answered(client.blpop([key], timeout=ACCEPTANCE_DELIVERY_S)))
-    await asyncio.sleep(_BLOCK_S / 4)
+    await asyncio.sleep(ACCEPTANCE_BLOCK_S / 4)
     await answered(other.rpush(key, "v"))
     found = await waiting
     return "" if found is not None and found[1] == b"v" else f"answered {found!r}"
@@ -168,11 +167,13 @@ async def _block(client: redis.Redis, other: redis.Redis, key: str) -> str:
 
 async def _block_out(client: redis.Redis, key: str) -> str:
     began = time.monotonic()
-    found = await answered(client.blpop([key], timeout=_BLOCK_S))
+    found = await answered(client.blpop([key], timeout=ACCEPTANCE_BLOCK_S))
     took = time.monotonic() - began
     if found is not None:
         return f"answered {found!r}"
-    return "" if took >= _BLOCK_S / 2 else f"a limit of {_BLOCK_S} s ended after {took:.3f} s"
+    if took >= ACCEPTANCE_BLOCK_S / 2:
+        return ""
+    return f"a limit of {ACCEPTANCE_BLOCK_S} s ended after {took:.3f} s"
 
 
 async def _code(plan: Plan, store: ControlStore) -> list[Checked]:
@@ -271,6 +272,9 @@ async def _events(plan: Plan) -> list[Checked]:
     what = "delivery: keyspace events"
     async with await Endpoint(Side.SOURCE, plan.source).connect(name="exodus-smoke") as source:
         reply = (await source.pipeline([("CONFIG", "GET", "notify-keyspace-events")]))[0]
+    if isinstance(reply, ReplyError):
+        why = f"the source does not tell whether it sends them: {reply}"
+        return [not_done(what, why, "let Exodus's user run CONFIG GET, or compare them yourself")]
     flags = reply[1].decode() if isinstance(reply, list) and reply else ""
     if "K" not in flags and "E" not in flags:
         return [told(what, "the source sends none")]

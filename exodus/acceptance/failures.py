@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
 from exodus.acceptance.disposable import DisposableServer, kind_of
-from exodus.acceptance.rows import Checked, told
+from exodus.acceptance.rows import Checked, not_done, told
 from exodus.control.changes import Key
 from exodus.control.route import Route
 from exodus.control.schema import guard_key
@@ -57,7 +57,7 @@ async def check_failures(plan: Plan, store: ControlStore) -> list[Checked]:
                 *await trial.restarted(),
             ]
     except StackError as exc:
-        return [told("failures: not tried", f"{exc.what}: {exc.why}")]
+        return [not_done("failures", f"{exc.what}: {exc.why}", exc.next_step)]
 
 
 def _words(settings: dict[str, str]) -> str:

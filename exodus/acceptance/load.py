@@ -13,7 +13,7 @@ from random import Random
 from typing import Any
 
 from exodus.acceptance.observed import LEARNT, observed_workload, tried_as
-from exodus.acceptance.rows import Checked, told
+from exodus.acceptance.rows import Checked, not_done, told
 from exodus.control.store import ControlStore
 from exodus.copy.impact import Paces
 from exodus.net.info import info_of
@@ -102,7 +102,8 @@ async def check_load(plan: Plan, store: ControlStore) -> list[Checked]:
     """Play the observed workload on the target, and judge each step."""
     workload = await observed_workload(store)
     if workload is None:
-        return [told("load", "no workload was observed: Pre-test keeps its model")]
+        why = "no workload was observed: Pre-test keeps its model"
+        return [not_done("load", why, "exodus start pre-test while the applications work")]
     observed = (await store.report(LEARNT) or {}).get("commands", [])
     required = required_us(observed, plan.test_checks.load_times_max)
     steps: list[Step] = []
@@ -117,7 +118,8 @@ async def check_load(plan: Plan, store: ControlStore) -> list[Checked]:
         operations = [each for each in workload.operations if each.command not in refused]
         workload = workload.model_copy(update={"operations": operations})
     if not workload.operations:
-        return [told("load", f"Exodus's user may run none of it: {', '.join(unplayed)}")]
+        why = f"Exodus's user may run none of it: {', '.join(unplayed)}"
+        return [not_done("load", why, "name an application's user of the target in compare_user")]
     async with Paces(store, source, plan.budget, what="load test") as pace:
         try:
             for speed in _speeds(plan.test_checks.load_speed_max):
@@ -252,7 +254,7 @@ def judge_load(
     rows = [_judged(workload, step) for step in steps if step.speed in _REQUIRED]
     tried = {step.speed for step in steps}
     rows += [
-        told(f"load: {speed:g} times the observed rate", stopped or "not reached: see before")
+        _not_played(f"load: {speed:g} times the observed rate", stopped)
         for speed in _REQUIRED
         if speed not in tried
     ]
@@ -272,6 +274,12 @@ def judge_load(
         *rows,
         told("load: headroom", headroom + busy, line=f"load: headroom {headroom}{busy}"),
     ]
+
+
+def _not_played(what: str, stopped: str) -> Checked:
+    if not stopped:
+        return told(what, "not reached: see before")
+    return not_done(what, stopped, "exodus start test when the source has less to do")
 
 
 def _judged(workload: Workload, step: Step) -> Checked:

@@ -35,6 +35,7 @@ from exodus.plan.bounds import (
     TRIAL_BUSINESS_KEYS_MAX,
     TRIAL_LOOKS,
     TRIAL_SETTLE_S,
+    TRIAL_SLICES,
     TRIAL_WEIGHED_KEYS_MIN,
 )
 from exodus.plan.own_keys import is_own
@@ -46,7 +47,6 @@ from exodus.verify.comparison import Divergence, open_comparison
 from exodus.verify.reconcile import compare_now
 
 REPORT = "test.trial"  # where the copy is, until it is removed
-_SLICES = 8
 _PREFIX = "exodus:trial:"
 
 
@@ -203,7 +203,7 @@ async def _note(engine: Engine, trial: TrialCopy, keys: Sequence[Key]) -> None:
 async def _sample(engine: Engine, plan: Plan, trial: TrialCopy) -> list[Key]:
     """Draw keys from every part of the keyspace, and all that business checks ask for."""
     wanted = plan.test_checks.data_keys
-    slices = await plan_slices(engine.authority, _SLICES)
+    slices = await plan_slices(engine.authority, TRIAL_SLICES)
     total = sum(engine.authority_facts.databases.values()) or 1
     nodes = len({piece.node for piece in slices})
     found: list[Key] = []

@@ -30,6 +30,13 @@ from exodus.engine import open_engine
 from exodus.errors import OperatorError, StackError
 from exodus.net.masters import located
 from exodus.plan.address import Address, Cluster, Place, Service
+from exodus.plan.bounds import (
+    DEMO_APP_CONNECTIONS,
+    DEMO_APP_S_MAX,
+    DEMO_OBSERVE_S,
+    DEMO_PHASE_S,
+    DEMO_SHORT_TTL_S,
+)
 from exodus.plan.migration_file import MigrationFile, load_migration
 from exodus.plan.vocabulary import Phase, Side
 from exodus.stack.home import Home
@@ -40,11 +47,6 @@ from exodus.verify.reconcile import verify
 
 Json = dict[str, Any]
 _DECIDED_BY = "demo"
-_PHASE_S = 300.0  # longest time without progress
-_APP_S_MAX = 3_600
-_APP_CONNECTIONS = 8  # six writers, a producer, and a consumer of jobs
-_OBSERVE_S = 3.0
-_SHORT_TTL_S = 4.5
 
 
 class PathTaken(StrEnum):
@@ -103,7 +105,7 @@ def run_demo(demo: Demo) -> bool:
         up(
             demo.home,
             Wanted(
-                options={"advance": "auto", "observe_seconds": _OBSERVE_S},
+                options={"advance": "auto", "observe_seconds": DEMO_OBSERVE_S},
                 topology=demo.topology,
             ),
             say,
@@ -176,7 +178,7 @@ def _start_app(demo: Demo, file: MigrationFile) -> Started:
         "--ready-file",
         str(_path(demo, "ready")),
         "--seconds-max",
-        str(_APP_S_MAX),
+        str(DEMO_APP_S_MAX),
         *(["--ride-failovers"] if demo.topology.is_service(Side.SOURCE) else []),
     ]
     app = start("application", command, log=demo.home.log("application"), cwd=project_root())
@@ -194,7 +196,7 @@ def _move_app(demo: Demo, file: MigrationFile, app: Started) -> None:
     def moved() -> bool:
         status = asyncio.run(read_status(file))
         connections = sum(int(row["connections"]) for row in status["gateways"])
-        return connections >= _APP_CONNECTIONS
+        return connections >= DEMO_APP_CONNECTIONS
 
     _wait(moved, app, "the application did not move to the gateway", 60)
     say("application: it uses the gateway now")
@@ -270,9 +272,9 @@ def _run_phases(demo: Demo, file: MigrationFile, api: PrefectApi, app: Started) 
         if status["phases"].get(Phase.COMMIT, {}).get("state") == "approved":
             break
         _stop_where_it_ends(demo, status, api, file)
-        if time.monotonic() - changed > _PHASE_S and not demo.ask:
+        if time.monotonic() - changed > DEMO_PHASE_S and not demo.ask:
             raise StackError(
-                f"no progress for {_PHASE_S:.0f} s",
+                f"no progress for {DEMO_PHASE_S:.0f} s",
                 why=str(status["why_waiting"]),
                 next_step=f"look at {api.ui} and {demo.home.logs}",
             )
@@ -390,7 +392,7 @@ def _reconcile(demo: Demo, file: MigrationFile, app: Started) -> None:
         target = _url_of(file.plan.target, login=True)
         checking = pool.submit(_check_model, target, told["model"])
         # The shop's shortest expiries end, so that both counts include the same keys.
-        time.sleep(_SHORT_TTL_S)
+        time.sleep(DEMO_SHORT_TTL_S)
         found = asyncio.run(_compare(file))
         model = checking.result()
     demo.summary.update(

@@ -14,12 +14,10 @@ from exodus.errors import SourceError
 from exodus.net.leg import Leg
 from exodus.net.masters import Lookout, master_of
 from exodus.plan.address import Service
+from exodus.plan.bounds import DEMO_FAILOVER_PAUSE_MS, DEMO_FAILOVER_WITHIN_S
 from exodus.plan.migration_file import MigrationFile
 from exodus.plan.vocabulary import Side
 from exodus.stack.home import Home
-
-_PAUSE_MS = 20_000  # the master is dead long before
-_WITHIN_S = 20.0
 
 
 def fail_over(file: MigrationFile, home: Home) -> None:
@@ -51,7 +49,7 @@ async def _fail_over(service: Service, home: Home) -> None:
                 process.kill()
         began = time.monotonic()
         while not await lookout.look():
-            if time.monotonic() - began > _WITHIN_S:
+            if time.monotonic() - began > DEMO_FAILOVER_WITHIN_S:
                 raise SourceError(
                     "the demo's source did not fail over",
                     why=master_of(service).why,
@@ -66,8 +64,8 @@ async def _fail_over(service: Service, home: Home) -> None:
 async def _pause(service: Service) -> None:
     """Pause the writes, and wait until a replica has all of them."""
     async with await Leg.connect(service, Side.SOURCE, name="exodus-demo") as leg:
-        await leg.call("CLIENT", "PAUSE", _PAUSE_MS, "WRITE")
-        deadline = time.monotonic() + _WITHIN_S
+        await leg.call("CLIENT", "PAUSE", DEMO_FAILOVER_PAUSE_MS, "WRITE")
+        deadline = time.monotonic() + DEMO_FAILOVER_WITHIN_S
         while True:
             _, offset, replicas = await leg.call("ROLE")
             if any(int(row[2]) >= offset for row in replicas):

@@ -21,13 +21,13 @@ from exodus.control.durable import StoreFinding, check_store
 from exodus.errors import ExodusError
 from exodus.net.tls import ssl_context
 from exodus.plan.address import Place, Service
+from exodus.plan.bounds import CLI_DOCTOR_ANSWERS_S
 from exodus.plan.migration_file import MigrationFile
 from exodus.private_files import open_to_others
 from exodus.stack.home import Home
 from exodus.topology.cluster_checks import check_clusters
 from exodus.topology.service_checks import check_services
 
-_ANSWERS_S = 5.0
 _OTHER_ORIGIN = "http://another-origin.invalid"
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
@@ -36,7 +36,10 @@ def check_prefect(url: str) -> list[StoreFinding]:
     """Call Prefect without a login, and as a page of another origin."""
     try:
         answer = httpx.post(
-            f"{url}/flow_runs/count", json={}, headers={"Origin": _OTHER_ORIGIN}, timeout=_ANSWERS_S
+            f"{url}/flow_runs/count",
+            json={},
+            headers={"Origin": _OTHER_ORIGIN},
+            timeout=CLI_DOCTOR_ANSWERS_S,
         )
     except httpx.HTTPError as exc:
         return [

@@ -42,7 +42,13 @@ from exodus.engine import open_engine
 from exodus.errors import DecisionRefused, OperatorError, OrchestratorError
 from exodus.live.costly_keys import text_of as text_of_heavy
 from exodus.net.client import answered
-from exodus.plan.bounds import FORECAST_SAMPLE_KEYS, PROGRESS_EVERY_S
+from exodus.plan.bounds import (
+    CLI_ENDS_WITHIN_S,
+    CLI_FAILOVERS_SHOWN,
+    CLI_PROGRESS_MS,
+    FORECAST_SAMPLE_KEYS,
+    PROGRESS_EVERY_S,
+)
 from exodus.plan.migration_file import MigrationFile
 from exodus.plan.plan import Plan
 from exodus.plan.vocabulary import Phase, Side, UserRole
@@ -53,9 +59,7 @@ from exodus.verify.reconcile import dead_letters, keys_of, reconcile
 from exodus.verify.reconcile import repair as sync_again
 
 Json = dict[str, Any]
-_ENDS_WITHIN_S = 60.0
 _LIFECYCLE = "lifecycle"
-_PROGRESS_MS = 10_000  # older progress belongs to work that has ended
 
 
 def start(
@@ -132,7 +136,7 @@ async def _check_start(migration: MigrationFile, api: PrefectApi, phase: str) ->
     Raises:
         DecisionRefused: it may not begin. No run was made.
     """
-    deadline = time.monotonic() + _ENDS_WITHIN_S
+    deadline = time.monotonic() + CLI_ENDS_WITHIN_S
     while True:
         status = await read_status(migration, api)
         going_on = next(
@@ -209,7 +213,6 @@ def _with_runs(
     return found, ""
 
 
-_FAILOVERS_SHOWN = 3
 _SHOWN_OF_END = {"at_ms", "decided_by", "why", "flow_run_id"}
 _AFTER = {
     PhaseEnd.FINALISED: "follow the checklist of commit's run (artifact checklist); then "
@@ -402,7 +405,7 @@ async def _progress(store: ControlStore) -> Json | None:
     found = await store.report(REPORT)
     return (
         found
-        if found is not None and await store.now_ms() - found["at_ms"] < _PROGRESS_MS
+        if found is not None and await store.now_ms() - found["at_ms"] < CLI_PROGRESS_MS
         else None
     )
 
@@ -440,7 +443,7 @@ def _show(status: Json, api: PrefectApi | None) -> None:
             f"{side}: master {service['master']}, replicas {service['replicas'] or 'none'} "
             f"(topology epoch {service['epoch']})"
         )
-    for failover in status["failovers"][-_FAILOVERS_SHOWN:]:
+    for failover in status["failovers"][-CLI_FAILOVERS_SHOWN:]:
         show(f"{when(failover['at_ms'])}: {failover['text']}")
     show(status["feeds"][status["authority"]])
     for gap in status["open_gaps"]:

@@ -16,12 +16,16 @@ from typing import Any, cast
 import httpx
 
 from exodus.errors import OperatorError, OrchestratorError
-from exodus.plan.bounds import ASKED_ONCE_S, PREFECT_API_AGAIN_S, PREFECT_API_RUNS_MAX
+from exodus.plan.bounds import (
+    ASKED_ONCE_S,
+    CLI_PREFECT_ATTEMPTS,
+    PREFECT_API_AGAIN_S,
+    PREFECT_API_RUNS_MAX,
+)
 from exodus.plan.vocabulary import Phase
 from exodus.stack.home import Home
 from exodus.stack.up import MIGRATION
 
-_ATTEMPTS = 20
 Json = dict[str, Any]
 
 
@@ -75,7 +79,7 @@ class PrefectApi:
         return f"{self.ui}/runs/flow-run/{run_id}"
 
     def _call(
-        self, method: str, path: str, *, attempts: int = _ATTEMPTS, **more: Any
+        self, method: str, path: str, *, attempts: int = CLI_PREFECT_ATTEMPTS, **more: Any
     ) -> httpx.Response:
         failure = ""
         for _ in range(attempts):

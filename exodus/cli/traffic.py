@@ -33,6 +33,7 @@ from exodus.observe.profile import Profile
 from exodus.observe.workload import Workload, workload_of
 from exodus.plan.address import Address
 from exodus.plan.bounds import (
+    CLI_TRAFFIC_SHOWN,
     PLAYED_CONNECTIONS_MAX,
     SAMPLE_BUSY_SHARE_MAX,
     SAMPLE_SECONDS_MAX,
@@ -41,7 +42,6 @@ from exodus.plan.bounds import (
 from exodus.plan.vocabulary import Side
 
 _MONITOR = "monitor"
-_SHOWN = 25
 
 
 def capture(
@@ -207,7 +207,7 @@ def _show_load(report: dict[str, Any]) -> None:
                 row["p99"],
                 row["max"],
             )
-            for shape, row in list(report["latency_us_by_shape"].items())[:_SHOWN]
+            for shape, row in list(report["latency_us_by_shape"].items())[:CLI_TRAFFIC_SHOWN]
         ],
     )
 
@@ -356,7 +356,7 @@ def _show(report: dict[str, Any]) -> None:
                 row["latency_us_p50"],
                 row["latency_us_p99"],
             )
-            for row in profile["commands"][:_SHOWN]
+            for row in profile["commands"][:CLI_TRAFFIC_SHOWN]
         ],
     )
     show_table(
@@ -371,7 +371,7 @@ def _show(report: dict[str, Any]) -> None:
                 f"{row['hottest_share']:.1%}",
                 row["zipf_exponent"],
             )
-            for row in profile["patterns"][:_SHOWN]
+            for row in profile["patterns"][:CLI_TRAFFIC_SHOWN]
         ],
     )
     if "reconciled" in report:

@@ -141,7 +141,7 @@ def _no_key(path: Path, why: object) -> OperatorError:
 
 
 @dataclass
-class Checked:
+class CheckedBundle:
     """What a check found."""
 
     files: int = 0
@@ -150,7 +150,9 @@ class Checked:
     problems: list[str] = field(default_factory=list)
 
 
-def check(folder: Path, *, head: str | None = None, public_key: Path | None = None) -> Checked:
+def check(
+    folder: Path, *, head: str | None = None, public_key: Path | None = None
+) -> CheckedBundle:
     """Hold every file of a bundle against its chain, and the chain against a head or a key; nothing
     is asked of any server.
 
@@ -165,7 +167,7 @@ def check(folder: Path, *, head: str | None = None, public_key: Path | None = No
             why=f"there is no {_MANIFEST}",
             next_step="name the folder of a bundle",
         )
-    found = Checked(head=_FIRST)
+    found = CheckedBundle(head=_FIRST)
     named: set[str] = set()
     raw_lines = manifest.read_bytes().split(b"\n")
     if raw_lines.pop() != b"":
@@ -222,7 +224,7 @@ def _why_not_signed(folder: Path, key: Ed25519PublicKey, head: str) -> str | Non
     return None
 
 
-def _check_line(folder: Path, number: int, raw: bytes, found: Checked) -> str | None:
+def _check_line(folder: Path, number: int, raw: bytes, found: CheckedBundle) -> str | None:
     try:
         line = orjson.loads(raw)
         name, chain = str(line["file"]), str(line.pop("chain"))

@@ -8,7 +8,7 @@ from typing import Any
 from exodus.closing.collect import connected_clients, last_state
 from exodus.closing.redirect import who_is_connected
 from exodus.control import freshness, journal, ledger, registry
-from exodus.control.approvers import Identity, decider, why_not_the_second
+from exodus.control.approvers import PersonIdentity, decider, why_not_the_second
 from exodus.control.ledger import CUTOVER, LedgerEntry
 from exodus.control.route import Route, read_route
 from exodus.control.store import ControlStore
@@ -38,7 +38,7 @@ async def switched_ms(store: ControlStore) -> int:
     return switched.at_ms if switched is not None else 0
 
 
-async def problems(store: ControlStore, plan: Plan, decided_by: Identity) -> list[str]:
+async def problems(store: ControlStore, plan: Plan, decided_by: PersonIdentity) -> list[str]:
     """Return why the source may not be given up now; empty where it may."""
     found: list[str] = []
     entries = await ledger.read(store)
@@ -110,7 +110,7 @@ async def _check_way_back(
     return found
 
 
-async def check(store: ControlStore, plan: Plan, decided_by: Identity) -> None:
+async def check(store: ControlStore, plan: Plan, decided_by: PersonIdentity) -> None:
     """Check again, right before it is done, what was checked when somebody decided it.
 
     Raises:

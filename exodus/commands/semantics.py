@@ -109,8 +109,6 @@ ROLES: dict[bytes, Role] = {
 # The servers flag these otherwise, for reasons of their own (replication of scripts; XREADGROUP's
 # key specs say read only).
 WRITES = frozenset({b"EVAL", b"EVALSHA", b"FCALL", b"XREADGROUP", b"BRPOPLPUSH", b"PFCOUNT"})
-# They run scripts that can only read.
-READ_ONLY_SCRIPTS = frozenset({b"EVAL_RO", b"EVALSHA_RO", b"FCALL_RO"})
 # Flagged as writes by the servers, but no key of a database changes.
 NOT_WRITES = frozenset({b"EXEC", b"FUNCTION", b"SCRIPT", b"PUBLISH", b"SPUBLISH"})
 

@@ -34,7 +34,7 @@ class KnownBy(StrEnum):
     OPERATING_SYSTEM = "operating system"
 
 
-class Identity(BaseModel):
+class PersonIdentity(BaseModel):
     """One person, as the rules compare them."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -48,7 +48,7 @@ class Identity(BaseModel):
         """Return whether it is more than a typed name."""
         return self.known_by is not KnownBy.TYPED
 
-    def same(self, other: Identity) -> bool:
+    def same(self, other: PersonIdentity) -> bool:
         """Return whether both may be one person."""
         return self.person.strip().casefold() == other.person.strip().casefold()
 
@@ -59,14 +59,14 @@ class _Attested(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     answer: str
-    identity: Identity
+    identity: PersonIdentity
 
 
 def _digest(answer: Json) -> str:
     return digest({name: answer[name] for name in _ANSWER})
 
 
-def of_this_process() -> Identity:
+def of_this_process() -> PersonIdentity:
     """Return the user that the operating system runs this process as; behind sudo or su, who logged
     in.
 
@@ -79,7 +79,7 @@ def of_this_process() -> Identity:
         name = pwd.getpwuid(uid).pw_name
     except KeyError:
         name = f"uid {uid}"
-    return Identity(
+    return PersonIdentity(
         person=name,
         known_by=KnownBy.OPERATING_SYSTEM,
         detail=f"uid {uid} on {socket.gethostname()}",
@@ -101,7 +101,7 @@ def _key(store: ControlStore, run_id: str, gate: str, attempt: int) -> str:
 
 async def attest(
     store: ControlStore, run_id: str, gate: str, attempt: int, answer: Json
-) -> Identity:
+) -> PersonIdentity:
     """Write down who is about to give this answer to a gate of a run."""
     identity = of_this_process()
     said = _Attested(answer=_digest(answer), identity=identity)
@@ -115,26 +115,26 @@ async def attest(
 
 async def identify(
     store: ControlStore, run_id: str, gate: str, attempt: int, answer: Json
-) -> Identity:
+) -> PersonIdentity:
     """Return who gave this answer: as attested for exactly this answer, else as typed."""
     raw = await answered(store.client.get(_key(store, run_id, gate, attempt)))
-    typed = Identity(person=str(answer["decided_by"]))
+    typed = PersonIdentity(person=str(answer["decided_by"]))
     if raw is None:
         return typed
     said = _Attested.model_validate_json(raw)
     return said.identity if said.answer == _digest(answer) else typed
 
 
-def decider(entry: LedgerEntry) -> Identity:
+def decider(entry: LedgerEntry) -> PersonIdentity:
     """Return who took a decision, as its entry in the ledger says."""
-    return Identity(
+    return PersonIdentity(
         person=entry.person or entry.decided_by,
         known_by=KnownBy(entry.known_by or KnownBy.TYPED),
         detail=entry.identity,
     )
 
 
-def why_not_allowed(plan: Plan, verdict: str, identity: Identity) -> str | None:
+def why_not_allowed(plan: Plan, verdict: str, identity: PersonIdentity) -> str | None:
     """Return why this person may not decide so, by the plan's `approvers`; or None. Everybody may
     reject.
     """
@@ -145,12 +145,12 @@ def why_not_allowed(plan: Plan, verdict: str, identity: Identity) -> str | None:
             "approvers are known by the operating system: answer by `exodus approve`; a typed "
             "name does not count"
         )
-    if not any(identity.same(Identity(person=name)) for name in plan.approvers):
+    if not any(identity.same(PersonIdentity(person=name)) for name in plan.approvers):
         return f"{identity.person} ({identity.detail}) is not among the plan's approvers"
     return None
 
 
-def why_not_the_second(first: Identity, second: Identity) -> str | None:
+def why_not_the_second(first: PersonIdentity, second: PersonIdentity) -> str | None:
     """Return why two answers do not count as two people's; or None."""
     if first.same(second):
         return f"{first.person} decided to cut over; somebody else must decide this (two_people)"

@@ -141,12 +141,6 @@ async def save_progress(
     await pipe.execute()
 
 
-async def load_chunks(store: ControlStore, run: str) -> list[ChunkRow]:
-    """Return the chunks of a run, oldest first; of a very large run about the last CHUNKS_KEPT."""
-    raw = await answered(store.client.xrange(store.keys.chunks(run)))
-    return [ChunkRow.model_validate_json(fields[b"chunk"]) for _, fields in raw]
-
-
 async def load_progress(store: ControlStore, run: str) -> dict[str, SliceProgress]:
     """Return all slices of a run by id; empty for a new run."""
     raw = await answered(store.client.hgetall(store.keys.checkpoint(run)))

@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 
 from exodus.commands.key_slots import SLOTS
 from exodus.control.schema import cluster_guard_key
+from exodus.lua import lua
 from exodus.net.leg import Leg, Reply, ReplyError
 from exodus.plan.bounds import CLUSTER_GUARD_EVERY
 from exodus.resp.encode import Arg
@@ -23,12 +24,7 @@ from exodus.topology.endpoint import Endpoint
 GUARD_SLOTS = range(0, SLOTS, CLUSTER_GUARD_EVERY)
 EPOCH = b"epoch"
 FENCE = b"fence"
-_REPLACE = """
-local found = redis.call('HGET', KEYS[1], ARGV[1])
-if (found or '') ~= ARGV[2] then return 0 end
-redis.call('HSET', KEYS[1], ARGV[1], ARGV[3])
-return 1
-"""
+_REPLACE = lua(__package__, "replace_field")
 
 
 def guard_keys(migration: str) -> list[bytes]:

@@ -5,12 +5,13 @@ Otherwise the cutover would find out that a server cannot be fenced, after every
 
 from __future__ import annotations
 
+from exodus.control.route import read_route
 from exodus.control.store import ControlStore
 from exodus.cutover.fence import read_record
 from exodus.cutover.fence_cluster import fence_for
 from exodus.cutover.fence_methods import FenceMethod, choose_fence_method
 from exodus.errors import DecisionRefused, ExodusError
-from exodus.plan.address import Cluster
+from exodus.plan.address import Address, Cluster
 from exodus.plan.plan import Plan
 from exodus.plan.vocabulary import Cutover, Feed, FenceKind, Side, UserRole
 from exodus.topology.cluster_checks import check_clusters
@@ -29,7 +30,11 @@ async def check_all(plan: Plan, store: ControlStore) -> list[Finding]:
     found = [*await check_services(plan), *await check_clusters(plan)]
     if any(finding.severity == "fatal" for finding in found):
         return found
-    found += await check_pair(source, target, plan, store)
+    found += [
+        *await check_pair(source, target, plan, store),
+        *await _check_roles(plan, store),
+        *await _check_rules(plan, source),
+    ]
     if plan.cutover is Cutover.GATEWAY and not any(
         finding.severity == "fatal" for finding in found
     ):
@@ -38,6 +43,54 @@ async def check_all(plan: Plan, store: ControlStore) -> list[Finding]:
             for side in Side
             if await read_record(store, side) is None
         ]
+    return found
+
+
+async def _check_rules(plan: Plan, source: Endpoint) -> list[Finding]:
+    """Find rules of Compare that can never apply."""
+    names = sorted({name for rule in plan.compare_rules for name in rule.commands})
+    if not names:
+        return []
+    async with await (await source.any_node()).connect(name="exodus-check") as leg:
+        told = await leg.pipeline([("COMMAND", "INFO", name) for name in names])
+    unknown = [name for name, reply in zip(names, told, strict=True) if reply == [None]]
+    if not unknown:
+        return []
+    return [
+        Finding(
+            "compare_rules",
+            "warning",
+            f"the source has no command {', '.join(unknown)}",
+            "the rule never applies, so Exodus's own does",
+            "correct commands in compare_rules: names without subcommands",
+        )
+    ]
+
+
+async def _check_roles(plan: Plan, store: ControlStore) -> list[Finding]:
+    """Find a server that is a replica of another, unless Exodus made it one."""
+    if (await read_route(store)).native:
+        return []
+    found = []
+    for side in Side:
+        place = plan.address(side)
+        if not isinstance(place, Address) or await read_record(store, side) is not None:
+            continue
+        info = await (await Endpoint(side, place).any_node()).info()
+        if info.get("role", "master") == "master":
+            continue
+        master = f"{info.get('master_host')}:{info.get('master_port')}"
+        found.append(
+            Finding(
+                f"role of the {side}",
+                "fatal" if side is Side.TARGET else "warning",
+                f"the {side} is a replica of {master}",
+                "it refuses writes, or loses them when it loads its master's data again"
+                if side is Side.TARGET
+                else "it refuses writes, so no application can write through a gateway",
+                f"name the master in {side}, or make this server a master (REPLICAOF NO ONE)",
+            )
+        )
     return found
 
 

@@ -11,9 +11,9 @@ import hiredis
 from exodus.net.connect import login_of, open_streams
 from exodus.net.tls import ssl_context
 from exodus.plan.address import Address
+from exodus.plan.bounds import INQUIRY_READ_BYTES
 from exodus.resp.encode import Arg, encode, encode_many
 
-_READ_BYTES = 64 * 1024
 _NAME = "exodus-topology"  # no application's connection
 
 
@@ -55,7 +55,7 @@ class Inquiry:
         writer.write(begin + encode_many(commands))
         parser, replies = hiredis.Reader(), list[Any]()
         while len(replies) < wanted:
-            data = await reader.read(_READ_BYTES)
+            data = await reader.read(INQUIRY_READ_BYTES)
             if not data:
                 raise ConnectionError("it ended the connection")
             parser.feed(data)

@@ -20,11 +20,16 @@ from typing import BinaryIO
 from exodus.errors import OperatorError
 from exodus.observe.capture_files import CaptureReader, Packet
 from exodus.observe.packets import PacketWatcher
-from exodus.plan.bounds import CAPTURE_FILES_MAX, CAPTURE_POLL_S, CAPTURE_READ_BYTES, COPY_LATE_S
+from exodus.plan.bounds import (
+    CAPTURE_FILES_MAX,
+    CAPTURE_HEAD_BYTES,
+    CAPTURE_POLL_S,
+    CAPTURE_READ_BYTES,
+    COPY_LATE_S,
+)
 from exodus.private_files import open_to_others
 
 STANDARD_INPUT = "-"
-_HEAD_BYTES = 64 * 1024  # in which a file's first packet is
 
 
 @dataclass
@@ -186,7 +191,7 @@ def is_capture(path: Path) -> bool:
     reader = CaptureReader()
     try:
         with _opened(path) as file:
-            reader.feed(file.read(_HEAD_BYTES))
+            reader.feed(file.read(CAPTURE_HEAD_BYTES))
     except (EOFError, zlib.error, gzip.BadGzipFile):
         return False
     return reader.begun and reader.broken is None
@@ -225,7 +230,7 @@ def _in_order(folder: Path) -> list[Path]:
 def _first_at(path: Path) -> float:
     reader = CaptureReader()
     with _opened(path) as file:
-        packets = reader.feed(file.read(_HEAD_BYTES))
+        packets = reader.feed(file.read(CAPTURE_HEAD_BYTES))
     return packets[0].at if packets else float("inf")
 
 

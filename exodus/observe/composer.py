@@ -296,8 +296,10 @@ class Composer:
         operation, draw = part.operation, self._draw
         words: list[Arg] = [operation.command]
         if part.template is None:
-            words += [self._prefix + b"channel" if word == "CHANNEL" else word for word in
-                      KEYLESS[operation.command]]  # fmt: skip
+            words += [
+                self._prefix + b"channel" if word == "CHANNEL" else word
+                for word in KEYLESS[operation.command]
+            ]
         else:
             keys = self._keys[operation.pattern]
             before = OPTIONS_BEFORE.get(operation.command, frozenset())

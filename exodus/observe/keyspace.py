@@ -19,11 +19,15 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from exodus.net.leg import Leg, ReplyError
 from exodus.observe.shapes import pattern_of
-from exodus.plan.bounds import LARGE_KEY_BYTES, SAMPLE_BATCH_KEYS, SAMPLE_GROUPS_MAX
+from exodus.plan.bounds import (
+    KEYSPACE_SAMPLED_ELEMENTS,
+    LARGE_KEY_BYTES,
+    SAMPLE_BATCH_KEYS,
+    SAMPLE_GROUPS_MAX,
+)
 from exodus.plan.own_keys import is_own
 
 _Z95 = 1.96  # of a normal distribution: 95 % lie within
-_SAMPLED_ELEMENTS = 5  # of a key, by MEMORY USAGE
 
 
 class SampledKey(NamedTuple):
@@ -175,7 +179,7 @@ async def _look(leg: Leg, keys: Sequence[bytes]) -> list[SampledKey]:
         asked += [
             ("TYPE", key),
             ("OBJECT", "ENCODING", key),
-            ("MEMORY", "USAGE", key, "SAMPLES", _SAMPLED_ELEMENTS),
+            ("MEMORY", "USAGE", key, "SAMPLES", KEYSPACE_SAMPLED_ELEMENTS),
             ("PTTL", key),
         ]
     replies = await leg.pipeline(asked)

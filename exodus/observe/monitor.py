@@ -31,6 +31,7 @@ from exodus.plan.bounds import (
     MONITOR_CPU_SHARE_MAX,
     MONITOR_LOOK_S,
     MONITOR_MARKED_S,
+    MONITOR_READ_BYTES,
     PROFILE_CLIENTS_MAX,
 )
 from exodus.plan.vocabulary import Side
@@ -38,7 +39,6 @@ from exodus.resp.encode import encode
 from exodus.resp.inline import split_line
 from exodus.resp.scanner import ReplyScanner
 
-_READ_BYTES = 256 * 1024
 _MARK = b"exodus-mark:"
 _SETNAME_ARGS = 3
 # Containers and commands that a server shows in MONITOR not at all, or only in part
@@ -254,7 +254,7 @@ async def _counts(leg: Leg, mark: bytes) -> dict[str, int] | None:
 
 async def _read(leg: Leg, watcher: MonitorReader, *, within_s: float) -> None:
     while True:
-        watcher.feed(await leg.raw(_READ_BYTES, within_s=within_s))
+        watcher.feed(await leg.raw(MONITOR_READ_BYTES, within_s=within_s))
 
 
 async def _look(leg: Leg) -> Look:

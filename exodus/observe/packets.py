@@ -32,6 +32,7 @@ from exodus.plan.bounds import (
     HELD_SEGMENT_BYTES_MAX,
     HELD_SEGMENTS_MAX,
     HELD_SEGMENTS_S,
+    PACKETS_SWEEP_EVERY,
     REORDERED_SEGMENTS_MAX,
     WATCHED_CLOSED_MAX,
     WATCHED_CONNECTIONS_MAX,
@@ -41,7 +42,6 @@ from exodus.plan.bounds import (
 _MASK = (1 << 32) - 1
 _HALF = 1 << 31
 _CLIENT, _SERVER = 0, 1
-_SWEEP_PACKETS = 4_096
 _LATE_BYTES = 1 << 20  # behind the first ones of a connection, at which its SYN still belongs to it
 
 
@@ -266,7 +266,7 @@ class PacketWatcher:
         for at, link, data, _ in packets:
             coverage.packets += 1
             self.last_at = at
-            if coverage.packets % _SWEEP_PACKETS == 0:
+            if coverage.packets % PACKETS_SWEEP_EVERY == 0:
                 self._sweep(at)
             segment = segment_of(link, data, unread)
             if segment is None:

@@ -61,17 +61,24 @@ _WORDS: dict[bytes, tuple[int, frozenset[bytes]]] = {
         (b"MIGRATE", 3, b"COPY REPLACE AUTH AUTH2 KEYS"),
         (b"BITCOUNT BITPOS", 3, b"BYTE BIT"),
         (b"BITFIELD", 2, b"GET SET INCRBY OVERFLOW"),
-        (b"GEOSEARCH GEOSEARCHSTORE", 2, b"FROMMEMBER FROMLONLAT BYRADIUS BYBOX ASC DESC COUNT ANY "
-         b"WITHCOORD WITHDIST WITHHASH STOREDIST"),
-        (b"GEORADIUS GEORADIUSBYMEMBER", 4, b"WITHCOORD WITHDIST WITHHASH COUNT ANY ASC DESC STORE "
-         b"STOREDIST"),
+        (
+            b"GEOSEARCH GEOSEARCHSTORE",
+            2,
+            b"FROMMEMBER FROMLONLAT BYRADIUS BYBOX ASC DESC COUNT ANY "
+            b"WITHCOORD WITHDIST WITHHASH STOREDIST",
+        ),
+        (
+            b"GEORADIUS GEORADIUSBYMEMBER",
+            4,
+            b"WITHCOORD WITHDIST WITHHASH COUNT ANY ASC DESC STORE STOREDIST",
+        ),
         (b"LCS", 3, b"LEN IDX MINMATCHLEN WITHMATCHLEN"),
         (b"FLUSHALL FLUSHDB", 1, b"ASYNC SYNC"),
         (b"SINTERCARD ZINTERCARD", 2, b"LIMIT"),
         (b"HELLO", 2, b"AUTH SETNAME"),
     )
     for name in names.split()
-}  # fmt: skip
+}  # fmt: skip - a table: one line a command
 
 # Where a command gives an expiry: index of the number, its unit in ms, whether it is a time of day.
 _EXPIRIES = {

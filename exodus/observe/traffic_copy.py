@@ -32,7 +32,7 @@ from exodus.observe.packets import PacketWatcher
 from exodus.observe.profile import Profile
 from exodus.observe.shapes import pattern_of
 from exodus.plan.address import Place
-from exodus.plan.bounds import COPY_PROBES, PROFILE_CLIENTS_MAX
+from exodus.plan.bounds import COPY_PROBED_SHARE, COPY_PROBES, PROFILE_CLIENTS_MAX
 from exodus.plan.own_keys import RESERVED_PREFIX
 from exodus.plan.vocabulary import Side
 from exodus.topology.node import Node
@@ -41,7 +41,6 @@ PROBED_KEY = RESERVED_PREFIX + b"watched}"
 PROBED_PATTERN = pattern_of(PROBED_KEY)
 PROBED_PATTERNS = (PROBED_PATTERN, pattern_of(RESERVED_PREFIX + b"watched.1}"))
 MONITOR, PACKETS = "MONITOR", "packets"
-_PROBED_SHARE = 0.7  # of the time to watch: what is sent later may come too late
 
 
 @dataclass
@@ -294,7 +293,7 @@ async def watch_packets(
         begun=lambda: _soon(loop, begin),
         enough=lambda: marked.probes >= sum(each.sent for each in probes),
     )
-    loop.call_later(_PROBED_SHARE * seconds, stop)
+    loop.call_later(COPY_PROBED_SHARE * seconds, stop)
     watching = asyncio.create_task(asyncio.to_thread(capture.run))
     await together(
         _probed(node.place, watching, seconds, each)
@@ -383,7 +382,7 @@ async def _send_all(leg: Leg, seconds: float, probes: _Probes) -> None:
         probes.sent += 1
         if last:
             return
-        await wait_at_most(stop, _PROBED_SHARE * seconds / COPY_PROBES)
+        await wait_at_most(stop, COPY_PROBED_SHARE * seconds / COPY_PROBES)
 
 
 async def _marked_counts(leg: Leg, key: bytes) -> dict[str, int] | None:

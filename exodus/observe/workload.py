@@ -8,16 +8,24 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import pandas as pd
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from exodus.errors import OperatorError
 from exodus.observe.distribution import Distribution
 from exodus.observe.keyspace import Keyspace
 from exodus.observe.profile import Profile, Row
-from exodus.plan.bounds import WORKLOAD_BYTES_MAX, WORKLOAD_OPERATIONS_MAX
+from exodus.plan.bounds import (
+    WORKLOAD_BYTES_MAX,
+    WORKLOAD_EXPONENT_MAX,
+    WORKLOAD_OPERATIONS_MAX,
+    WORKLOAD_REQUEST_BYTES_MAX,
+    WORKLOAD_REQUESTS_PER_S_MAX,
+    WORKLOAD_SECONDS_MIN,
+    WORKLOAD_VALUE_MAX,
+)
 from exodus.private_files import write_private
 from exodus.telemetry.counters import OTHER
 
@@ -30,14 +38,19 @@ _COLUMNS = [
 _SCRIPTS = ("EVAL", "EVALSHA", "FCALL", "EVAL_RO", "EVALSHA_RO", "FCALL_RO")
 
 
+_Value = Annotated[int, Field(ge=1, le=WORKLOAD_VALUE_MAX)]
+_Count = Annotated[int, Field(ge=0, le=WORKLOAD_VALUE_MAX)]
+_Share = Annotated[float, Field(ge=0, le=1)]
+
+
 class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class Spread(_Part):
     """A distribution: values, each the highest of its step of 1/128, with their counts."""
 
-    values: list[tuple[int, int]] = Field(default=[], description="[value, count], in order")
+    values: list[tuple[_Value, _Count]] = Field(default=[], description="[value, count], in order")
 
     @classmethod
     def of(cls, distribution: Distribution) -> Self:
@@ -60,7 +73,10 @@ class Operation(_Part):
     command: str = Field(description="the server's name of the command, in capitals")
     subcommand: str = Field(description="its subcommand, or empty")
     options: list[str] = Field(description="option words, in the order of the alphabet")
-    arity: str = Field(description="class of the number of arguments, the name included")
+    arity: str = Field(
+        pattern=r"^[1-9]\d{0,9}(-[1-9]\d{0,9})?$",
+        description="class of the number of arguments, the name included",
+    )
     pattern: str = Field(description="pattern of the first key; empty without keys")
     write: bool = Field(description="whether it can change a key")
     blocking: bool = Field(description="whether it may wait for another client")
@@ -75,6 +91,14 @@ class Operation(_Part):
     latency_us: Spread = Field(description="times to the answer; none of blocking ones")
     expiry_ms: Spread = Field(description="times to live that they gave")
 
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        if max(self.in_transactions, self.answered) > self.calls:
+            raise ValueError("more requests in transactions, or answered, than calls")
+        if self.request_bytes.distribution().value_max > WORKLOAD_REQUEST_BYTES_MAX:
+            raise ValueError(f"a request has at most {WORKLOAD_REQUEST_BYTES_MAX:,} bytes")
+        return self
+
 
 class Pattern(_Part):
     """The keys that look alike."""
@@ -85,8 +109,12 @@ class Pattern(_Part):
     request_bytes: int = Field(ge=0, description="of all requests")
     reply_bytes: int = Field(ge=0, description="of all answers that were seen")
     keys_distinct: int = Field(ge=0, description="about how many keys were named")
-    top_shares: list[float] = Field(description="shares of the hottest keys, in order")
-    zipf_exponent: float = Field(ge=0, description="of the Zipf distribution that fits best")
+    top_shares: list[_Share] = Field(description="shares of the hottest keys, in order")
+    zipf_exponent: float = Field(
+        ge=0,
+        le=WORKLOAD_EXPONENT_MAX,
+        description="of the Zipf distribution that fits best",
+    )
 
 
 class Rates(_Part):
@@ -104,7 +132,7 @@ class Workload(_Part):
     version: Literal[1] = 1
     taken_at: AwareDatetime = Field(description="when the model was made")
     source: str = Field(description="how the traffic was watched: packets or monitor")
-    seconds: float = Field(gt=0, description="that were watched")
+    seconds: float = Field(ge=WORKLOAD_SECONDS_MIN, description="that were watched")
     requests: int = Field(gt=0, description="that were seen")
     rates: Rates
     operations: list[Operation] = Field(max_length=WORKLOAD_OPERATIONS_MAX)
@@ -121,6 +149,15 @@ class Workload(_Part):
     parsed_share: float | None = Field(default=None, description="of the watched bytes")
     lost_bytes: int = Field(default=0, ge=0, description="that the capture missed")
     keyspace: Keyspace | None = None
+
+    @model_validator(mode="after")
+    def _playable(self) -> Self:
+        per_s = sum(each.calls for each in self.operations) / self.seconds
+        if per_s > WORKLOAD_REQUESTS_PER_S_MAX:
+            raise ValueError(
+                f"{per_s:,.0f} requests a second; at most {WORKLOAD_REQUESTS_PER_S_MAX:,}"
+            )
+        return self
 
     def save(self, file: Path) -> None:
         """Write it, with mode 0600.
@@ -210,13 +247,14 @@ def workload_of(
     """
     frame = frame_of(profile)
     requests = int(frame["calls"].sum())
-    if not requests or profile.watched_s <= 0:
+    if not requests or profile.watched_s < WORKLOAD_SECONDS_MIN:
         raise OperatorError(
             "--model: no workload to model",
             why=f"{requests} requests in {profile.watched_s:.1f} s were seen",
             next_step="watch for longer, while applications work",
         )
-    kept = frame.head(WORKLOAD_OPERATIONS_MAX)
+    # What is left of too many shapes is of several commands: nobody could play it.
+    kept = frame[frame["shape"] != OTHER].head(WORKLOAD_OPERATIONS_MAX)
     keys = zip(kept["shape"], kept["pattern"], strict=True)
     by_command = frame.groupby("command")["calls"].sum()
     return Workload(

@@ -168,6 +168,11 @@ CAPTURE_FILES_MAX = 10_000  # of a folder
 CAPTURE_POLL_S = 0.5  # between two looks at a folder that grows
 WORKLOAD_OPERATIONS_MAX = 2_000  # of a workload model
 WORKLOAD_BYTES_MAX = 64 * 1024 * 1024  # of its file
+WORKLOAD_SECONDS_MIN = 0.001
+WORKLOAD_REQUESTS_PER_S_MAX = 10_000_000
+WORKLOAD_REQUEST_BYTES_MAX = 1 << 30  # a server takes 512 MB by default
+WORKLOAD_VALUE_MAX = 1 << 60
+WORKLOAD_EXPONENT_MAX = 100.0  # of a Zipf distribution: all requests are of one key
 SAMPLE_BATCH_KEYS = 100  # of a keyspace sample, in one SCAN
 SAMPLE_SECONDS_MAX = 120.0
 SAMPLE_BUSY_SHARE_MAX = 0.1  # of the server's time that a keyspace sample may take
@@ -795,3 +800,67 @@ TASKS_COMPARISON_EXPIRY_STEP_MS = 1_000  # a smaller move of an expiry is the ti
 
 # tasks/decision.py
 TASKS_DECISION_FIELDS_MAX = 4  # with more, Prefect's dialog has no room for the summary
+
+# exodus/observe/traffic_copy.py
+COPY_PROBED_SHARE = 0.7  # of the time to watch: what is sent later may come too late
+
+# exodus/observe/monitor.py
+MONITOR_READ_BYTES = 256 * 1024
+
+# exodus/observe/packets.py
+PACKETS_SWEEP_EVERY = 4_096
+
+# exodus/observe/capture.py
+CAPTURE_HEAD_BYTES = 64 * 1024  # in which a file's first packet is
+
+# exodus/observe/keyspace.py
+KEYSPACE_SAMPLED_ELEMENTS = 5  # of a key, by MEMORY USAGE
+
+# exodus/net/inquiry.py
+INQUIRY_READ_BYTES = 64 * 1024
+
+# exodus/rehearsal/clients.py
+REHEARSAL_POP_S = 0.3
+
+# exodus/acceptance/delivery.py
+ACCEPTANCE_BLOCK_S = 0.2
+
+# exodus/acceptance/trial_copy.py
+TRIAL_SLICES = 8
+
+# exodus/shadow/comparer.py
+COMPARE_ENTRIES = 4  # of the shadow stream that are taken at a time
+COMPARE_WAIT_MS = 200
+COMPARE_WAIT_PENDING_MS = 20  # while replies are to be asked for again
+
+# exodus/cli/prefect_api.py
+CLI_PREFECT_ATTEMPTS = 20
+
+# exodus/cli/phases.py
+CLI_ENDS_WITHIN_S = 60.0
+CLI_PROGRESS_MS = 10_000  # older progress belongs to work that has ended
+CLI_FAILOVERS_SHOWN = 3
+
+# exodus/cli/doctor.py
+CLI_DOCTOR_ANSWERS_S = 5.0
+
+# exodus/cli/traffic.py
+CLI_TRAFFIC_SHOWN = 25
+
+# exodus/cli/demo.py
+DEMO_PHASE_S = 300.0  # longest time without progress
+DEMO_APP_S_MAX = 3_600
+DEMO_APP_CONNECTIONS = 8  # six writers, a producer, and a consumer of jobs
+DEMO_OBSERVE_S = 3.0
+DEMO_SHORT_TTL_S = 4.5
+
+# exodus/cli/demo_failover.py
+DEMO_FAILOVER_PAUSE_MS = 20_000  # the master is dead long before
+DEMO_FAILOVER_WITHIN_S = 20.0
+
+# tasks/profile.py
+TASKS_PROFILE_SLOWER = 2  # times its last p99: then a command is listed as changed
+
+# blocks/register.py
+BLOCKS_REGISTER_TRIES = 10
+BLOCKS_REGISTER_AGAIN_S = 0.5

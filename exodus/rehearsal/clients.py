@@ -27,12 +27,11 @@ from exodus.plan.bounds import (
     REHEARSAL_AGAIN_S,
     REHEARSAL_KEYS,
     REHEARSAL_PAUSE_S,
+    REHEARSAL_POP_S,
     REHEARSAL_PUSH_S,
     REHEARSAL_SESSIONS,
 )
 from exodus.rehearsal.sessions import Session
-
-_POP_S = 0.3
 
 
 def _counters(prefix: str, session: int, slots: Sequence[int]) -> list[str]:
@@ -194,7 +193,7 @@ class ProbeClients:
     async def _pop(self, session: Session) -> None:
         while not self._stop.is_set():
             with self._request(None, self._jobs):  # it waits because it is asked to
-                found = await session.ask(self._jobs, "BLPOP", self._jobs, _POP_S)
+                found = await session.ask(self._jobs, "BLPOP", self._jobs, REHEARSAL_POP_S)
                 if found is not None:
                     self._popped.append(found[1])
             await self._pause()

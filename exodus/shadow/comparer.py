@@ -40,7 +40,12 @@ from exodus.errors import ExodusError
 from exodus.net.client import answered
 from exodus.net.leg import Leg, ReplyError
 from exodus.plan.address import Cluster, Place
-from exodus.plan.bounds import COMPARE_LOOKS_S
+from exodus.plan.bounds import (
+    COMPARE_ENTRIES,
+    COMPARE_LOOKS_S,
+    COMPARE_WAIT_MS,
+    COMPARE_WAIT_PENDING_MS,
+)
 from exodus.plan.plan import Plan
 from exodus.plan.sample import KeySample
 from exodus.plan.vocabulary import Side, UserRole
@@ -74,10 +79,7 @@ from exodus.topology.endpoint import Endpoint
 from exodus.topology.watch import TopologyWatch
 
 log = logging.getLogger(__name__)
-_ENTRIES = 4  # of the shadow stream that are taken at a time
-_WAIT_MS = 200
 _ALWAYS = 2**63  # a time that never comes
-_WAIT_PENDING_MS = 20  # while replies are to be asked for again
 
 
 class Comparer(RouteFollower):
@@ -313,8 +315,8 @@ class Comparer(RouteFollower):
         found = await answered(
             self._store.client.xread(
                 {name: after},
-                count=_ENTRIES,
-                block=_WAIT_PENDING_MS if judge.pending else _WAIT_MS,
+                count=COMPARE_ENTRIES,
+                block=COMPARE_WAIT_PENDING_MS if judge.pending else COMPARE_WAIT_MS,
             )
         )
         self._told_until_ms = _ALWAYS
@@ -326,7 +328,7 @@ class Comparer(RouteFollower):
         exchanges = self._exchanges(entries)
         await judge.take(exchanges)
         self._behind = len(exchanges)
-        if len(entries) == _ENTRIES:  # more may be there
+        if len(entries) == COMPARE_ENTRIES:  # more may be there
             self._told_until_ms = int(entries[-1][0].partition(b"-")[0])
         self._shadow_at = bytes(entries[-1][0])
 

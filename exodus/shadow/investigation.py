@@ -25,7 +25,7 @@ _UNORDERED = Rules()
 
 
 @dataclass(frozen=True)
-class Finding:
+class KeyFinding:
     """The cause, and what differs of the key."""
 
     cause: Cause
@@ -72,23 +72,23 @@ class Investigation:
 
     async def cause(
         self, keys: list[Key], here: Reply, there: Reply, *, script: bool, since: Baseline
-    ) -> Finding:
+    ) -> KeyFinding:
         """Return why the replies differ that both sides gave of these keys."""
         if error_code(there) is not None and error_code(here) is None:
             refusal = cause_of_refusal(str(there))
             if refusal is not Cause.UNKNOWN:
-                return Finding(refusal, str(there)[:200])
+                return KeyFinding(refusal, str(there)[:200])
         differ = await self.differences(keys)
         if not differ:
             if near(here, there):
-                return Finding(Cause.PRECISION, "the states are equal")
+                return KeyFinding(Cause.PRECISION, "the states are equal")
             cause = Cause.NON_DETERMINISTIC if script or _reordered(here, there) else Cause.VERSION
-            return Finding(cause, "the states are equal")
+            return KeyFinding(cause, "the states are equal")
         found = differ[0]
         text = f"{found.kind}: {found.detail}" if found.detail else found.kind
         if found.kind == "value" and near(here, there):
-            return Finding(Cause.PRECISION, text)
-        return Finding(await self.of_state(found, since), text)
+            return KeyFinding(Cause.PRECISION, text)
+        return KeyFinding(await self.of_state(found, since), text)
 
     async def of_state(self, found: Divergence, since: Baseline) -> Cause:
         """Return why a key's states differ."""

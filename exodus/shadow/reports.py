@@ -16,7 +16,7 @@ from exodus.shadow import divergences
 from exodus.shadow.causes import cause_of_refusal
 from exodus.shadow.divergences import COPYING, REFUSED, STATE, DivergenceState, shown
 from exodus.shadow.exchange import Exchange
-from exodus.shadow.investigation import Baseline, Finding, Investigation
+from exodus.shadow.investigation import Baseline, Investigation, KeyFinding
 from exodus.verify.comparison import Divergence
 
 
@@ -101,7 +101,7 @@ class Reporter:
         *,
         rule: str,
         script: bool = False,
-        finding: Finding | None = None,
+        finding: KeyFinding | None = None,
     ) -> None:
         """Keep a confirmed difference of replies; `finding` is its cause where that is known."""
         found = finding or await self._investigation.cause(

@@ -9,7 +9,7 @@ from exodus.control.changes import Key
 from exodus.net.leg import Reply
 from exodus.plan.scope import Scope
 from exodus.shadow.exchange import Exchange
-from exodus.shadow.rules import Rules
+from exodus.shadow.rules import Rules, canonical
 
 
 class Requests:
@@ -65,6 +65,12 @@ class Requests:
             rules.equivalent(args[0].upper(), one, other, args)
             for args, one, other in zip(exchange.requests, here, there, strict=False)
         )
+
+    def moved(self, exchange: Exchange, before: Reply, now: Reply) -> bool:
+        """Return whether a side answers otherwise than before. The same reply has not moved, even
+        where the function of a rule cannot judge it.
+        """
+        return canonical(before) != canonical(now) and not self.same(exchange, before, now)
 
     def is_script(self, exchange: Exchange) -> bool:
         """Return whether a request runs a script."""

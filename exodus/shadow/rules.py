@@ -83,6 +83,7 @@ class Rules:
         """
         self._rules: dict[bytes, list[tuple[CompareRule, Callable[[bytes], object] | None]]] = {}
         self._functions: dict[str, Function] = {}
+        self._raised: dict[str, str] = {}  # function → what it raised last
         for rule in (*own, *DEFAULTS):
             fits = None if rule.pattern is None else glob(rule.pattern.encode()).fullmatch
             for name in rule.commands:
@@ -95,11 +96,19 @@ class Rules:
         key = args[1] if len(args) > 1 else b""
         for rule, fits in self._rules.get(command, ()):
             if fits is None or fits(key):
-                return _SCORED if rule.rule is ReplyRule.TIES and not _scored(args) else rule
+                return _EXACT if rule.rule is ReplyRule.TIES and not _scored(args) else rule
         if command in _GEO_SEARCH:
             words = {arg.upper() for arg in args}
             return _SORTED if words & {b"ASC", b"DESC"} else _UNSORTED
         return _SCORED if command.startswith(b"Z") and _scored(args) else _EXACT
+
+    def told(self, command: bytes, args: Words) -> str:
+        """Return the rule of a request in words, with what is wrong with its function."""
+        rule = self.of(command, args)
+        if rule.function is None:
+            return str(rule.rule)
+        raised = self._raised.get(rule.function)
+        return f"{rule.rule} ({rule.function}{f', which raised {raised}' if raised else ''})"
 
     def never(self, command: bytes, args: Words = ()) -> bool:
         """Whether replies to a request are not compared."""
@@ -118,8 +127,16 @@ class Rules:
                 update={"expiry_ms": max(_SECONDS[command], rule.expiry_ms / 1000)}
             )
         if rule.function is not None:
-            return bool(self._functions[rule.function](args, authority, follower))
+            return self._asked(rule.function, args, authority, follower)
         return _EQUAL[rule.rule](rule, authority, follower)
+
+    def _asked(self, name: str, args: Words, authority: object, follower: object) -> bool:
+        """Ask a package's function. Replies that it cannot judge are different."""
+        try:
+            return bool(self._functions[name](args, authority, follower))
+        except Exception as exc:  # noqa: BLE001 - it is not ours: it may raise anything
+            self._raised[name] = f"{type(exc).__name__}: {exc}"
+            return False
 
 
 def _function(name: str) -> Function:

@@ -38,7 +38,7 @@ _LACKS = ("unknown command", "unknown subcommand", "syntax error", "wrong number
 _NEVER_EQUAL = frozenset({"TIME", "DUMP", "MEMORY|USAGE", "OBJECT|IDLETIME", "XINFO|STREAM"})
 
 
-class Verdict(StrEnum):
+class ShapeVerdict(StrEnum):
     """What a trial of a shape showed."""
 
     SAME = "same"
@@ -49,11 +49,11 @@ class Verdict(StrEnum):
 
 
 _BADNESS = [
-    Verdict.SAME,
-    Verdict.ACCEPTED,
-    Verdict.NOT_PROVABLE,
-    Verdict.DIFFERS,
-    Verdict.MISSING,
+    ShapeVerdict.SAME,
+    ShapeVerdict.ACCEPTED,
+    ShapeVerdict.NOT_PROVABLE,
+    ShapeVerdict.DIFFERS,
+    ShapeVerdict.MISSING,
 ]
 
 
@@ -169,9 +169,9 @@ async def prove(
             else f"more than {SHAPE_PROOFS_MAX} shapes were observed"
         )
         if isinstance(spec, str):
-            verdict, how = Verdict.NOT_PROVABLE, spec
+            verdict, how = ShapeVerdict.NOT_PROVABLE, spec
         elif (why := await _not_allowed([target, source], spec, keys)) is not None:
-            verdict, how = Verdict.NOT_PROVABLE, why
+            verdict, how = ShapeVerdict.NOT_PROVABLE, why
         else:
             theirs = await _tried(target, spec, keys)
             ours = None if source is None else await _tried(source, spec, keys)
@@ -216,25 +216,25 @@ async def _tried(leg: Leg, spec: Spec, keys: dict[str, str]) -> Reply:
 
 def _judge(
     command: str, request: list[bytes], theirs: Reply, ours: Reply, rules: Rules, compared: bool
-) -> tuple[Verdict, str]:
+) -> tuple[ShapeVerdict, str]:
     for side, reply in (("target", theirs), *([("source", ours)] if compared else [])):
         if error_code(reply) == "NOPERM":
-            return Verdict.NOT_PROVABLE, f"Exodus's user on the {side} may not run it"
+            return ShapeVerdict.NOT_PROVABLE, f"Exodus's user on the {side} may not run it"
     target_failed = isinstance(theirs, ReplyError)
     if target_failed and any(text in str(theirs) for text in _LACKS):
         if compared and isinstance(ours, ReplyError):
-            return Verdict.NOT_PROVABLE, f"neither side takes the trial: {theirs}"
-        return Verdict.MISSING, str(theirs)
+            return ShapeVerdict.NOT_PROVABLE, f"neither side takes the trial: {theirs}"
+        return ShapeVerdict.MISSING, str(theirs)
     if not compared:
         if target_failed:
-            return Verdict.DIFFERS, f"the target answers: {theirs}"
-        return Verdict.ACCEPTED, ""
+            return ShapeVerdict.DIFFERS, f"the target answers: {theirs}"
+        return ShapeVerdict.ACCEPTED, ""
     if command in _NEVER_EQUAL and not target_failed and not isinstance(ours, ReplyError):
-        return Verdict.ACCEPTED, "the reply is another each time"
+        return ShapeVerdict.ACCEPTED, "the reply is another each time"
     name = command.partition("|")[0].encode()
     if rules.equivalent(name, ours, theirs, request):
-        return Verdict.SAME, ""
-    return Verdict.DIFFERS, f"source: {_shown(ours)}; target: {_shown(theirs)}"
+        return ShapeVerdict.SAME, ""
+    return ShapeVerdict.DIFFERS, f"source: {_shown(ours)}; target: {_shown(theirs)}"
 
 
 def _shown(reply: Reply) -> str:

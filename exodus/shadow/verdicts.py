@@ -264,7 +264,7 @@ class Judge:
         identity = _identity(exchange)
         same = self._waiting.get(identity)
         if same is not None or len(self._pending) >= COMPARE_PENDING_MAX:
-            moved = same is not None and not self._requests.same(exchange, same.here, here)
+            moved = same is not None and self._requests.moved(exchange, same.here, here)
             self._tally.undecided(row, MOVED if moved else WAITS if same else CROWDED)
             return
         self._numbers += 1
@@ -317,7 +317,7 @@ class Judge:
         exchange = pending.exchange
         if error_code(here) == "NOPERM" and error_code(pending.here) != "NOPERM":
             return NOT_ALLOWED
-        if not self._runs_on(exchange) and not self._requests.same(exchange, pending.here, here):
+        if not self._runs_on(exchange) and self._requests.moved(exchange, pending.here, here):
             return MOVED
         if self._version(pending.keys) != pending.version:
             return WRITTEN
@@ -341,7 +341,7 @@ class Judge:
             keys,
             pending.here,
             there,
-            rule=self._requests.rules.of(exchange.command, exchange.args).rule,
+            rule=self._requests.rules.told(exchange.command, exchange.args),
             script=self._requests.is_script(exchange),
         )
         if self._engine.plan.compare_repair:

@@ -24,7 +24,7 @@ from exodus.shadow.causes import Cause, cause_of_refusal, near
 from exodus.shadow.copies import SampledCopies
 from exodus.shadow.exchange import Exchange
 from exodus.shadow.histories import NOT_TRIED, OUTSIDE, Snapshot, Step
-from exodus.shadow.investigation import Finding
+from exodus.shadow.investigation import KeyFinding
 from exodus.shadow.lives import Lives
 from exodus.shadow.replays import NoReplay, replay
 from exodus.shadow.reports import Reporter
@@ -213,14 +213,16 @@ class WriteReplies:
         row["by_reply"] += 1
         row["divergences"] += 1
         self._copies.state.judge(step.keys)
-        steady = self._requests.same(exchange, there, again.replies[0])
+        steady = not self._requests.moved(exchange, there, again.replies[0])
         await self._reporter.confirmed(
             write,
             step.keys,
             parse(write.reply),
             there,
-            rule=self._requests.rules.of(write.command, write.args).rule,
-            finding=Finding(_cause(wanted, there, steady=steady), "run on the state that it found"),
+            rule=self._requests.rules.told(write.command, write.args),
+            finding=KeyFinding(
+                _cause(wanted, there, steady=steady), "run on the state that it found"
+            ),
         )
         return ""
 

@@ -36,7 +36,7 @@ _PR_SET_PDEATHSIG = 1
 # ---------------------------------------------------------------------- the server
 
 
-class Request(TypedDict):
+class ForkRequest(TypedDict):
     """A client's request, without its standard streams."""
 
     module: str
@@ -48,7 +48,7 @@ class Request(TypedDict):
 class Fork(Exception):
     """Raised in a forked process to leave the server's stack. It has the request."""
 
-    def __init__(self, request: Request, streams: list[int]) -> None:
+    def __init__(self, request: ForkRequest, streams: list[int]) -> None:
         super().__init__()
         self.request, self.streams = request, streams
 
@@ -164,7 +164,7 @@ def _short(path: str) -> str:
     return f"/proc/self/fd/{folder}/{os.path.basename(path)}"  # noqa: PTH119
 
 
-def _received(client: socket.socket) -> tuple[Request, list[int]]:
+def _received(client: socket.socket) -> tuple[ForkRequest, list[int]]:
     head, streams, _, _ = socket.recv_fds(client, _HEAD_BYTES, 3)
     size, body = int.from_bytes(head, "little"), b""
     while len(body) < size:
@@ -174,7 +174,7 @@ def _received(client: socket.socket) -> tuple[Request, list[int]]:
         body += part
     if len(streams) != 3:
         raise ValueError(f"{len(streams)} streams instead of 3")
-    request: Request = json.loads(body)
+    request: ForkRequest = json.loads(body)
     return request, streams
 
 

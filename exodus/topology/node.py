@@ -28,7 +28,6 @@ _PAYLOAD_VERSIONS: dict[str, list[tuple[tuple[int, ...], int]]] = {
     "redis": [((7, 4), 12), ((7, 2), 11), ((7,), 10), ((5,), 9), ((4,), 8)],
     "valkey": [((9,), 80), ((7, 2), 11)],
 }
-_HASH_FIELD_TTL = (b"HPEXPIREAT", b"HEXPIRE")
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,8 @@ import pytest
 from redis.crc import key_slot
 
 from exodus.copy.guard import set_writer_epoch
-from exodus.plan.address import Credentials
+from exodus.plan.address import Address, Credentials
+from exodus.plan.plan import Plan
 from exodus.plan.vocabulary import Side
 from exodus.shadow.shape_specs import OPTIONS, SPECS, Spec, spec_of
 from exodus.topology.endpoint import Endpoint
@@ -248,6 +249,7 @@ def _size(**more: object) -> Json:
         "sampled": 1,
         "keys": 1_000,
         "keys_per_s": 1_000.0,
+        "shards": [{"shards": 3, "fullest_share": 0.4, "busiest_requests_per_s": 9.0}],
         **more,
     }
 
@@ -336,7 +338,14 @@ def _advice(checks: list[Json], **size: object) -> dict[str, Json]:
     facts = {"source": {"payload_version": 9}, "target": {"payload_version": 80}}
     foreseen = predictions.backfill_seconds(_size(**size), 8)
     rows = [{}, {"low": foreseen[0], "high": foreseen[1], "because": ""}]
-    plan = {"strategy": size.pop("strategy", "keys")}
+    plan = Plan(
+        name="shop",
+        source=Address(host="a", port=1),
+        target=Address(host="b", port=1),
+        strategy=size.pop("strategy", "keys"),  # type: ignore[arg-type]
+        feed=size.pop("feed", "auto"),  # type: ignore[arg-type]
+        budget=size.pop("budget", {}),  # type: ignore[arg-type]
+    ).model_dump(mode="json")
     return {row["topic"]: row for row in recommend(plan, facts, _size(**size), checks, rows)}
 
 
@@ -352,6 +361,23 @@ def test_the_advice_may_be_not_to_migrate_yet() -> None:
         in _advice([], refused={"hash": 1}, strategy="migrate")["strategy"]["advice"]
     )
     assert "native" in _advice([], keys=10**9)["strategy"]["advice"]
+
+
+def test_the_advice_has_the_feed_the_topology_and_the_impact() -> None:
+    quiet = _advice([check("room", True)])
+    assert "keep feed: auto" in quiet["change feed"]["advice"]
+    assert quiet["topology"]["finding"].startswith("one server to one server; of 3 shards")
+    assert quiet["topology"]["advice"] == "keep it: the target has room"
+    assert "up to 8,000 keys a second" in quiet["impact"]["finding"]
+    assert "nothing limits it" in quiet["impact"]["advice"]
+    reds = [
+        check("every client uses a gateway", False, level="should"),
+        check("the target has room for the copy and a reserve", False, level="should"),
+    ]
+    found = _advice(reds, feed="gateway", budget={"cpu_share_max": 0.2})
+    assert "set feed: auto" in found["change feed"]["advice"]
+    assert "more shards" in found["topology"]["advice"]
+    assert found["impact"]["advice"] == "the budget limits it: cpu_share_max: 0.2"
 
 
 async def test_predictions_are_scored_against_what_came(local: LocalMigration) -> None:

@@ -282,7 +282,7 @@ async def test_the_observed_load_is_played_on_every_node(
         finally:
             with second.client() as client:
                 client.execute_command("ACL", "SETUSER", "exodus", "+@all")
-        assert any("Exodus's user may run none of it" in row.detail for row in rows), rows
+        assert any("Exodus's user may run none of it" in row.why for row in rows), rows
         with (
             setting(second, "maxmemory", "1"),
             pytest.raises(Exception, match="may run out of memory"),

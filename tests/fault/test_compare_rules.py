@@ -6,12 +6,16 @@ from __future__ import annotations
 
 import pytest
 
+from exodus.control.registry import heartbeats
 from exodus.net.leg import Leg
 from exodus.plan.compare_rules import CompareRule, ReplyRule
 from exodus.plan.vocabulary import Side
 from exodus.resp.encode import encode
+from exodus.shadow import rules as module
 from exodus.shadow.rules import INFRASTRUCTURE, Rules, error_code
+from tests.support.comparing import comparing, ledger, quiet, row_of
 from tests.support.local_migration import LocalMigration
+from tests.support.wait import until
 
 pytestmark = pytest.mark.fault
 _FAR = 2_000_000_000_000
@@ -131,3 +135,25 @@ async def test_a_server_s_own_trouble_is_no_data(local: LocalMigration) -> None:
         target.replicaof("NO", "ONE")
     assert [error_code(full), error_code(replica)] == ["OOM", "READONLY"]
     assert {"OOM", "READONLY", "LOADING", "BUSY", "MOVED", "CLUSTERDOWN"} <= INFRASTRUCTURE
+
+
+async def test_a_function_that_raises_is_named_and_ends_nothing(
+    local: LocalMigration, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_function", lambda _: lambda *_: {}["missing"])
+    rule = CompareRule(commands=("GET",), rule=ReplyRule.PYTHON, function="theirs")
+    local.plan = local.plan.model_copy(update={"compare_rules": (rule,)})
+    async with comparing(local):
+        app = local.app()
+        await app.set("k", 1)
+        await app.strlen("k")
+        await row_of(local, "STRLEN", "equal")
+        await quiet(local)
+        await app.get("k")
+
+        async def named() -> bool:
+            return any("raised KeyError: 'missing'" in row["detail"] for row in await ledger(local))
+
+        await until(named, within_s=15, otherwise="nobody is told that the function raises")
+        (beat,) = await heartbeats(local.store, "comparer")
+        assert (beat.why, beat.facts.task_failures) == ("", 0)

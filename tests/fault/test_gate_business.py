@@ -81,12 +81,21 @@ async def test_the_shipped_checks_hold_on_a_copy_and_find_what_is_planted(
     await remove_trial(plan, local.store)
 
 
-_EXITS = "import sys\ndef check(source, target):\n    sys.exit(3)\n"
+_EXITS = "import os\ndef check(source, target):\n    os._exit({})\n"
+_FRAME = "import pandas as pd\ndef check(source, target):\n    return pd.DataFrame({})\n"
 _BAD = {
     "raises": ("def check(source, target):\n    return 1 / 0\n", "ZeroDivisionError"),
     "empty": (
         "import pandas as pd\ndef check(source, target):\n    return pd.DataFrame({'ok': []})\n",
         "it has looked at nothing",
+    ),
+    "leaves": ("import sys\ndef check(source, target):\n    sys.exit(0)\n", "SystemExit"),
+    "text": (_FRAME.format("{'ok': ['False']}"), "1 of 1 rows are not ok"),
+    "unknown": (_FRAME.format("{'ok': [None, float('nan'), True]}"), "2 of 3 rows are not ok"),
+    "binary": (_FRAME.format("{'ok': [False], 'key': [b'\\xff']}"), r"key=\xff"),
+    "unexpected": (
+        _FRAME.format("{'n': [1]}") + "def expectations():\n    return []\n",
+        "nothing was judged",
     ),
     "none": ("def check(source, target):\n    return None\n", "not a pandas.DataFrame"),
     "unjudged": (
@@ -119,9 +128,10 @@ def _folder(local: LocalMigration, text: str) -> Path:
 
 
 async def test_a_check_that_fails_in_any_way_is_red(local: LocalMigration) -> None:
-    folder = _folder(local, _EXITS)
-    red = _red(await _rows(local, _plan(local, business_folder=folder)))
-    assert list(red) == ["business: checks of the folder"]
+    for status in (0, 3):
+        folder = _folder(local, _EXITS.format(status))
+        red = _red(await _rows(local, _plan(local, business_folder=folder)))
+        assert list(red) == ["business: checks of the folder"]
     (folder / "one.py").unlink()
     for name, (text, _) in _BAD.items():
         (folder / f"{name}.py").write_text(text)

@@ -5,6 +5,7 @@ the source meanwhile turn no row red.
 from __future__ import annotations
 
 import asyncio
+import inspect
 import random
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -17,6 +18,8 @@ from exodus.errors import DecisionRefused
 from exodus.plan.gate_checks import GateChecks
 from exodus.plan.plan import Plan
 from exodus.plan.vocabulary import Side
+from tasks import acceptance
+from tasks.context import Opened
 from tests.support.local_migration import LocalMigration
 
 pytestmark = pytest.mark.fault
@@ -218,6 +221,9 @@ async def test_no_copy_is_made_beside_live_sync_or_without_a_database(
     await local.start_live_sync()
     with pytest.raises(DecisionRefused, match="no trial copy is made now"):
         await copy_trial(_plan(local), local.store)
+    it = Opened(_plan(local), local.store, _plan(local))
+    (row,) = await inspect.unwrap(acceptance.check_data.fn)(it)
+    assert (row["check"], row["ok"], row["level"]) == ("trial copy", False, "should")
 
 
 async def test_a_key_that_cannot_be_carried_is_found(modern: LocalMigration) -> None:

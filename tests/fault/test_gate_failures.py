@@ -58,10 +58,9 @@ async def test_without_the_package_it_is_said(
         raise StackError(f"there is no {kind} server here", why="not installed", next_step="x")
 
     monkeypatch.setattr(disposable, "binary", none)
-    rows = await check_failures(local.plan, local.store)
-    assert _by_name(rows) == {
-        "failures: not tried": "there is no valkey-9.1 server here: not installed"
-    }
+    (row,) = await check_failures(local.plan, local.store)
+    assert (row.check, row.ok, row.by_name) == ("failures", False, True)
+    assert row.why == "there is no valkey-9.1 server here: not installed"
 
 
 async def test_a_server_that_does_not_start_is_said() -> None:

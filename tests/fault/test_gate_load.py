@@ -146,11 +146,15 @@ async def test_the_budget_ends_it(local: LocalMigration) -> None:
     finally:
         stop.set()
         pressing.join()
-    assert any("the impact budget ended it" in row.detail for row in rows), rows
+    (ended,) = [row for row in rows if "the impact budget ended it" in row.why]
+    assert (ended.ok, ended.by_name) == (False, True)
 
 
-async def test_without_a_model_nothing_is_judged(local: LocalMigration) -> None:
-    assert [row.judged for row in await check_load(local.plan, local.store)] == [False]
+async def test_without_a_model_a_person_must_know(local: LocalMigration) -> None:
+    """Test must not pass its required check by not doing it."""
+    (row,) = await check_load(local.plan, local.store)
+    assert (row.check, row.ok, row.by_name) == ("load", False, True)
+    assert "no workload was observed" in row.why
 
 
 def _played(**figures: int) -> Played:

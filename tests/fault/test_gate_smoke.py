@@ -19,17 +19,19 @@ from exodus.acceptance.latency import check_latency
 from exodus.acceptance.logins import check_logins
 from exodus.acceptance.rows import Checked
 from exodus.acceptance.standing import _versions, check_replicas, check_settings
+from exodus.control.registry import heartbeats
 from exodus.plan.address import Address, Credentials
 from exodus.plan.gate_checks import CheckLevel, GateChecks
 from exodus.plan.vocabulary import Side
 from exodus.stack.servers import ServerKind
 from exodus.topology.rights import Wanted
 from tasks import acceptance
-from tasks.checks import failing, open_findings
+from tasks.checks import failing, open_findings, summary_lines
 from tasks.context import Opened
 from tests.support.local_migration import LocalMigration
 from tests.support.roles import administrator, denied, make_users
 from tests.support.servers import DatabaseServer
+from tests.support.wait import until
 
 pytestmark = pytest.mark.fault
 _RIGHTS = ("on", ">secret", "~order:*", "&*", "+@all", "-@dangerous")
@@ -268,9 +270,28 @@ async def test_a_missing_module_an_older_one_and_missing_replicas_are_found(
     assert "replicas of the target" in _red(await check_replicas(modern.plan))
 
 
+async def test_what_could_not_be_tried_is_not_called_in_order(local: LocalMigration) -> None:
+    (row,) = await check_commands(local.plan, local.store)
+    assert (row.ok, row.by_name, row.why) == (False, True, "nothing was observed")
+    with local.servers[Side.SOURCE].client() as source:
+        source.config_set("notify-keyspace-events", "KEA")
+        source.execute_command("ACL", "SETUSER", "exodus", "-config")
+    rows = {row.check: row for row in await check_delivery(local.plan, local.store)}
+    with redis.Redis(port=local.servers[Side.SOURCE].port) as other:
+        other.execute_command("ACL", "SETUSER", "exodus", "+@all")
+    row = rows["delivery: keyspace events"]
+    assert (row.ok, row.by_name) == (False, True)
+    assert "does not tell" in row.why
+
+
 async def test_a_slow_and_a_silent_target_are_found(local: LocalMigration) -> None:
     gateway = await local.gateway()
     target = local.servers[Side.TARGET]
+
+    async def registered() -> bool:
+        return bool(await heartbeats(local.store, "gateway"))
+
+    await until(registered, within_s=10, otherwise="the gateway did not tell of itself")
 
     async def slow(side: Side, _: Address) -> list[float]:
         return sorted([0.2, 0.3, 0.4] if side is Side.SOURCE else [5.5, 5.6, 9.0])
@@ -301,7 +322,8 @@ async def test_the_migration_file_says_what_a_failure_means(
     plan = local.plan.model_copy(update={"test_checks": GateChecks(latency=level)})
     rows = await inspect.unwrap(acceptance.check_latency.fn)(Opened(plan, local.store, plan))
     assert (len(failing(rows)), len(open_findings(rows))) == (must, should)
-    assert rows
+    said = "latency: not run, since test_checks has it off" in summary_lines(rows)
+    assert said is (level is CheckLevel.OFF)
 
 
 async def test_a_check_that_cannot_be_run_has_failed(local: LocalMigration) -> None:

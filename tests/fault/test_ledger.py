@@ -12,7 +12,7 @@ import pytest
 import pytest_asyncio
 
 from exodus.control import approvers, ledger
-from exodus.control.approvers import Identity, KnownBy, why_not_allowed, why_not_the_second
+from exodus.control.approvers import KnownBy, PersonIdentity, why_not_allowed, why_not_the_second
 from exodus.control.ledger import LedgerEntry
 from exodus.control.store import ControlStore
 from exodus.net.client import answered
@@ -101,19 +101,23 @@ async def test_the_operating_system_says_who_answers_and_a_typed_name_does_not(
     )
 
 
-def _known(name: str) -> Identity:
-    return Identity(person=name, known_by=KnownBy.OPERATING_SYSTEM, detail="uid 1 on here")
+def _known(name: str) -> PersonIdentity:
+    return PersonIdentity(person=name, known_by=KnownBy.OPERATING_SYSTEM, detail="uid 1 on here")
 
 
 def test_a_typed_name_alone_is_no_second_person_where_the_first_is_known() -> None:
-    assert why_not_the_second(Identity(person="Ada"), Identity(person="Grace")) is None
+    assert why_not_the_second(PersonIdentity(person="Ada"), PersonIdentity(person="Grace")) is None
     assert "somebody else" in (
-        why_not_the_second(Identity(person="Ada"), Identity(person=" ada ")) or ""
+        why_not_the_second(PersonIdentity(person="Ada"), PersonIdentity(person=" ada ")) or ""
     )
-    assert "anybody can type" in (why_not_the_second(_known("ada"), Identity(person="Grace")) or "")
+    assert "anybody can type" in (
+        why_not_the_second(_known("ada"), PersonIdentity(person="Grace")) or ""
+    )
     assert why_not_the_second(_known("ada"), _known("grace")) is None
     assert "somebody else" in (why_not_the_second(_known("ada"), _known("Ada")) or "")
-    assert "somebody else" in (why_not_the_second(Identity(person="Grace"), _known("grace")) or "")
+    assert "somebody else" in (
+        why_not_the_second(PersonIdentity(person="Grace"), _known("grace")) or ""
+    )
 
 
 def test_approvers_are_known_by_the_operating_system() -> None:
@@ -121,12 +125,16 @@ def test_approvers_are_known_by_the_operating_system() -> None:
     plan = Plan(name="orders", source=there, target=there, approvers=("ada", "grace"))
     assert why_not_allowed(plan, "approve", _known("ada")) is None
     assert "not among" in (why_not_allowed(plan, "approve", _known("eve")) or "")
-    assert "does not count" in (why_not_allowed(plan, "approve", Identity(person="ada")) or "")
-    assert "does not count" in (why_not_allowed(plan, "abandon", Identity(person="ada")) or "")
-    assert why_not_allowed(plan, "reject", Identity(person="eve")) is None
+    assert "does not count" in (
+        why_not_allowed(plan, "approve", PersonIdentity(person="ada")) or ""
+    )
+    assert "does not count" in (
+        why_not_allowed(plan, "abandon", PersonIdentity(person="ada")) or ""
+    )
+    assert why_not_allowed(plan, "reject", PersonIdentity(person="eve")) is None
     assert (
         why_not_allowed(
-            plan.model_copy(update={"approvers": ()}), "approve", Identity(person="eve")
+            plan.model_copy(update={"approvers": ()}), "approve", PersonIdentity(person="eve")
         )
         is None
     )

@@ -11,7 +11,7 @@ import pytest
 from exodus.closing import finalise_checks
 from exodus.closing.collect import collect, dirty_keys, remaining_keys
 from exodus.control import ledger
-from exodus.control.approvers import Identity
+from exodus.control.approvers import PersonIdentity
 from exodus.control.freshness import record_pass
 from exodus.control.ledger import CUTOVER, LedgerEntry
 from exodus.control.route import read_route
@@ -215,7 +215,7 @@ async def test_the_source_is_not_given_up_before_its_time(ready: LocalMigration)
         ready.plan.model_copy(update={"observation_hours_min": 1.0, "two_people": True}),
     )
     assert "the source is the authority" in await finalise_checks.problems(
-        store, plan, Identity(person="Ada")
+        store, plan, PersonIdentity(person="Ada")
     )
     assert (await switch.apply(store, ready.plan, Side.TARGET)).switched
     await ready.drained()
@@ -236,14 +236,14 @@ async def test_the_source_is_not_given_up_before_its_time(ready: LocalMigration)
         ),
     )
     assert "no verification of all keys began after the cutover" in str(
-        await finalise_checks.problems(store, plan, Identity(person=" ada"))
+        await finalise_checks.problems(store, plan, PersonIdentity(person=" ada"))
     )
     await reconcile(await ready.engine(), Phase.COMMIT, settle_s=0.1)
-    found = await finalise_checks.problems(store, plan, Identity(person=" ada"))
+    found = await finalise_checks.problems(store, plan, PersonIdentity(person=" ada"))
     assert len(found) == 2
     assert "open for another 0.5 h" in found[0]
     assert "somebody else must decide" in found[1]
-    assert await finalise_checks.problems(store, ready.plan, Identity(person="Ada")) == []
+    assert await finalise_checks.problems(store, ready.plan, PersonIdentity(person="Ada")) == []
     await ledger.record(
         store,
         LedgerEntry(
@@ -252,13 +252,13 @@ async def test_the_source_is_not_given_up_before_its_time(ready: LocalMigration)
     )
     await record_pass(store, now_ms - 25 * 3_600_000, {}, 1)
     assert "is 25.0 h old (verification_hours_max)" in str(
-        await finalise_checks.problems(store, ready.plan, Identity(person="Ada"))
+        await finalise_checks.problems(store, ready.plan, PersonIdentity(person="Ada"))
     )
     with pytest.raises(DecisionRefused, match="may not be given up"):
-        await finalise_checks.check(store, ready.plan, Identity(person="Ada"))
+        await finalise_checks.check(store, ready.plan, PersonIdentity(person="Ada"))
     await ready.change(sync=False)
     assert "reverse sync is not healthy" in str(
-        await finalise_checks.problems(store, ready.plan, Identity(person="Grace"))
+        await finalise_checks.problems(store, ready.plan, PersonIdentity(person="Grace"))
     )
     await ready.change(sync=True)
     stranger = ready.servers[Side.SOURCE].client(client_name="old-cron-job")

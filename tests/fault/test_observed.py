@@ -106,6 +106,27 @@ async def test_a_change_of_the_source_is_found_and_named(
     assert rows[-1]["detail"].startswith("PING p50 ")
 
 
+async def test_what_the_source_does_not_tell_is_not_called_unchanged(
+    modern: LocalMigration,
+) -> None:
+    """As managed services refuse CONFIG and ACL LIST."""
+    with modern.servers[Side.SOURCE].client() as client:
+        client.execute_command("ACL", "SETUSER", "exodus", "-config", "-acl|list", "-role")
+    it = Opened(modern.plan, modern.store, modern.plan)
+    before = await inspect.unwrap(probe.fingerprint_source.fn)(it)
+    async with redis.Redis(port=modern.servers[Side.SOURCE].port) as other:
+        await other.execute_command("CONFIG", "SET", "timeout", 100)
+        await other.execute_command("ACL", "SETUSER", "stranger", "on", ">p", "~*", "+get")
+        rows = await inspect.unwrap(probe.unchanged.fn)(it, before)
+        await other.execute_command("ACL", "SETUSER", "exodus", "+@all")
+    found = {row["check"]: row for row in rows}
+    for what in ("users", "settings"):
+        row = found[f"the source's {what} are unchanged"]
+        assert (row["ok"], row["level"]) == (False, "should")
+        assert "NOPERM" in row["detail"]
+    assert found["the source's role is unchanged"]["detail"] == "master"
+
+
 async def test_clients_are_told_with_their_library(local: LocalMigration) -> None:
     """The source (Redis 6.2) has no CLIENT SETINFO. The target answers it after the switch."""
     gateway = await local.gateway()
@@ -158,6 +179,9 @@ async def test_windows_of_the_gateways_are_kept_for_analyze(
     assert sum(row["requests_per_s"] for row in report["rates"]) > 0
     (orders,) = (row for row in report["prefixes"] if row["prefix"] == "order:")
     assert 0 < orders["latency_us_p50"] <= orders["latency_us_p99"]
+    await client.set("order:1", "x")
+    for row in (await learn(it, 1.5))["commands"]:
+        assert (row["latency_us_p99_day"] or 0) > 0 or row["command"] != "SET"
     await client.get("order:1")
     with local.servers[Side.SOURCE].client() as source:
         source.set("order:7", "x" * 100_000)

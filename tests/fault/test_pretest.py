@@ -93,7 +93,8 @@ async def test_monitor_shows_all_that_the_source_executed(local: LocalMigration)
 
 async def test_without_applications_the_copy_is_not_enough(local: LocalMigration) -> None:
     report = await watched(opened(local), 0.5)
-    assert list(red(judge_copy(report))) == ["the copy has requests of applications"]
+    (row,) = red(judge_copy(report)).values()
+    assert (row["check"], row["level"]) == ("the copy has requests of applications", "must")
     assert await trials.observed(opened(local)) is None
     (row,) = red(judge_mix(await inspect.unwrap(trials.try_mix.fn)(opened(local)))).values()
     assert row["detail"] == "no workload was observed"
@@ -131,16 +132,16 @@ def recorded(
 
 
 @pytest.mark.parametrize(
-    ("defect", "check"),
+    ("defect", "check", "level"),
     [
-        ("none", ""),
-        ("probes are filtered", "the copy shows the reads that Exodus sent to the source"),
-        ("a client is not captured", "the copy shows what the source executed"),
-        ("packets are cut", "the packets can be read"),
+        ("none", "", ""),
+        ("probes are filtered", "the copy shows the reads that Exodus sent to the source", "must"),
+        ("a client is not captured", "the copy shows what the source executed", "should"),
+        ("packets are cut", "the packets can be read", "must"),
     ],
 )
 async def test_packets_are_a_copy_or_the_evidence_says_what_is_missing(
-    local: LocalMigration, tmp_path: Path, defect: str, check: str
+    local: LocalMigration, tmp_path: Path, defect: str, check: str, level: str
 ) -> None:
     source = local.servers[Side.SOURCE]
     old = tmp_path / "0.pcap"
@@ -152,7 +153,7 @@ async def test_packets_are_a_copy_or_the_evidence_says_what_is_missing(
         async with shopping(source):
             report = await watched(opened(local, capture_folder=tmp_path), 3.0)
     found = red(judge_copy(report))
-    assert check in found if check else found == {}, found
+    assert found[check]["level"] == level if check else found == {}, found
     assert report["source"] == "packets"
 
 
@@ -234,6 +235,7 @@ async def test_what_the_target_lacks_and_who_may_not_run_it_is_found(
         tried = await try_mix(opened(local))
         found = red(judge_mix(tried))
         assert list(found) == ["the target takes the observed mix"]
+        assert found["the target takes the observed mix"]["level"] == "must"
         assert "EXPIRE NX /4: ERR" in found["the target takes the observed mix"]["detail"]
 
         rank = inspect.unwrap(trials.rank_candidates.fn)
@@ -242,6 +244,7 @@ async def test_what_the_target_lacks_and_who_may_not_run_it_is_found(
         assert [row["is_target"] for row in rows] == [False, True]
         (worse,) = red(judge_candidates(rows)).values()
         assert f":{valkey91.port}:" in worse["detail"]
+        assert worse["level"] == "should"
         good = [{**rows[0], "is_target": True}]
         assert red(judge_candidates(good)) == {}
 
@@ -253,7 +256,9 @@ async def test_what_the_target_lacks_and_who_may_not_run_it_is_found(
             secret.write_text("p")
             user = Credentials(username="narrow", password_file=secret)
             found = red(judge_mix(await try_mix(opened(local, compare_user=user))))
-            assert "HSET" in found["the target lets its user run the observed mix"]["detail"]
+            row = found["the target lets its user run the observed mix"]
+            assert "HSET" in row["detail"]
+            assert row["level"] == "should"
 
             target.config_set("maxmemory", "8mb")
             (row,) = red(judge_mix(await try_mix(opened(local)))).values()

@@ -40,9 +40,12 @@ def ip_packet(
     tcp += payload
     if ":" in src:
         head = struct.pack(">IHBB", 6 << 28, len(tcp), 6, 64)
-        return head + socket.inet_pton(socket.AF_INET6, src) + socket.inet_pton(
-            socket.AF_INET6, dst
-        ) + tcp  # fmt: skip
+        return (
+            head
+            + socket.inet_pton(socket.AF_INET6, src)
+            + socket.inet_pton(socket.AF_INET6, dst)
+            + tcp
+        )
     head = struct.pack(">BBHHHBBH", 0x45, 0, 20 + len(tcp), 0, 0, 64, 6, 0)
     return head + socket.inet_aton(src) + socket.inet_aton(dst) + tcp
 

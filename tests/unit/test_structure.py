@@ -4,9 +4,12 @@ shown and sent.
 
 from __future__ import annotations
 
+import ast
 import pickle
+import re
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -69,3 +72,56 @@ def test_unit_tests_mirror_the_tree() -> None:
         if room.name != "__pycache__" and not (ROOT / "exodus" / room).is_dir()
     ]
     assert missing == []
+
+
+def test_lua_is_in_files_of_a_hundred_columns() -> None:
+    """A probe of one line may stand where it is used."""
+    for path in (ROOT / "exodus").rglob("*.lua"):
+        long = [line for line in path.read_text().splitlines() if len(line) > 100]
+        assert long == [], path
+    for path in _sources():
+        for node in ast.walk(ast.parse(path.read_text())):
+            text = node.value if isinstance(node, ast.Constant) else None
+            lua = isinstance(text, str) and "redis.call(" in text and text.count("\n") > 1
+            assert not lua, f"{path}: {node.lineno}"
+
+
+def test_a_line_that_the_formatter_leaves_says_why() -> None:
+    bare = [
+        path
+        for path in _sources()
+        if re.search(r"# fmt: (skip|off)$", path.read_text(), re.MULTILINE)
+    ]
+    assert bare == []
+
+
+def test_nothing_of_the_product_is_there_for_tests_alone() -> None:
+    """A constant or function that nothing but its own line names. Validators are found by pydantic,
+    a handler's methods by the standard library.
+    """
+    words: Counter[str] = Counter()
+    for path in (*_sources(), *(ROOT / "examples").rglob("*.py"), *ROOT.glob("*.toml")):
+        words.update(re.findall(r"\w+", path.read_text()))
+    for path in (ROOT / "exodus").rglob("*.j2"):
+        words.update(re.findall(r"\w+", path.read_text()))
+    unused = [
+        f"{path.relative_to(ROOT)}: {name}"
+        for path in _sources()
+        for node in ast.parse(path.read_text()).body
+        for name in _names_of(node)
+        if words[name] == 1 and name != "__all__"
+    ]
+    assert unused == []
+
+
+def _names_of(node: ast.stmt) -> list[str]:
+    if isinstance(node, ast.Assign):
+        return [each.id for each in node.targets if isinstance(each, ast.Name)]
+    functions = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+    found = isinstance(node, functions) and not node.decorator_list
+    return [node.name] if found else []
+
+
+def _sources() -> list[Path]:
+    folders = ("exodus", "flows", "tasks", "blocks")
+    return [path for folder in folders for path in (ROOT / folder).rglob("*.py")]

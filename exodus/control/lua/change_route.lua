@@ -1,5 +1,7 @@
--- KEYS: the route. ARGV: the epoch expected, the new route, the channel. Compare-and-set by epoch, then the announcement.
--- The announcement carries the document, so that a gateway that is to hold writes need not read it first.
+-- KEYS: the route. ARGV: the epoch expected, the new route, the channel. Compare-and-set by epoch,
+-- then the announcement.
+-- The announcement carries the document, so that a gateway that is to hold writes need not read it
+-- first.
 -- Answers -1, or the epoch found where it is another.
 local now = redis.call('GET', KEYS[1])
 local epoch = 0

@@ -1,5 +1,6 @@
 -- KEYS: heartbeats, owners. ARGV: process, instance, ms after which a heartbeat is stale.
--- Claims the registration of a process id. Answers the heartbeat of a live owner; 1 where a dead one left it; else 0.
+-- Claims the registration of a process id. Answers the heartbeat of a live owner; 1 where a dead
+-- one left it; else 0.
 local owner, beat = redis.call('HGET', KEYS[2], ARGV[1]), redis.call('HGET', KEYS[1], ARGV[1])
 local other = owner and owner ~= ARGV[2]
 if other and beat then

@@ -1,6 +1,8 @@
--- KEYS: heartbeats, owners, acknowledged batches. ARGV: process, instance, journal token, batch, heartbeat, channel or ''.
--- A heartbeat speaks for one instance, and for the batches that the store acknowledged to it. Where the registration
--- belongs to another instance, or the store lost the last batch, the heartbeat would be false: it is not written.
+-- KEYS: heartbeats, owners, acknowledged batches. ARGV: process, instance, journal token, batch,
+-- heartbeat, channel or ''.
+-- A heartbeat speaks for one instance, and for the batches that the store acknowledged to it. Where
+-- the registration belongs to another instance, or the store lost the last batch, the heartbeat
+-- would be false: it is not written.
 -- Answers ok; owner and the other instance; or tail and the batch found.
 local owner = redis.call('HGET', KEYS[2], ARGV[1])
 if owner and owner ~= ARGV[2] then return {'owner', owner} end

@@ -1,6 +1,6 @@
--- KEYS: topology, failovers. ARGV: side, config epoch, master, JSON of the topology, JSON of the failover, how many
--- failovers are kept. Notes another master of a side in a new epoch, unless a newer one is known. Answers the epoch; 0
--- where nothing is new.
+-- KEYS: topology, failovers. ARGV: side, config epoch, master, JSON of the topology, JSON of the
+-- failover, how many failovers are kept. Notes another master of a side in a new epoch, unless a
+-- newer one is known. Answers the epoch; 0 where nothing is new.
 local raw = redis.call('HGET', KEYS[1], ARGV[1])
 local epoch = 1
 if raw then

@@ -1,6 +1,6 @@
--- KEYS: topology, failovers. ARGV: side, the cluster's epoch, the shards, JSON of the topology, how many failovers are
--- kept, then JSON of each failover. Notes other shards of a side in a new epoch, unless newer ones are known. Answers the
--- epoch; 0 where nothing is new.
+-- KEYS: topology, failovers. ARGV: side, the cluster's epoch, the shards, JSON of the topology, how
+-- many failovers are kept, then JSON of each failover. Notes other shards of a side in a new epoch,
+-- unless newer ones are known. Answers the epoch; 0 where nothing is new.
 local raw = redis.call('HGET', KEYS[1], ARGV[1])
 local epoch, known = 1, raw and cjson.decode(raw)
 if known then

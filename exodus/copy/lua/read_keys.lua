@@ -1,13 +1,19 @@
--- Arguments: payload, either (a string that takes over 4 KB comes as its value, in an array of its own), value, comparable (the value of a string, the
--- payload of all else), size (bytes of memory), outline (a value's length and one, so that none is 0) or name (nothing but whether it is there);
--- PEXPIRETIME known (1 or 0), MEMORY USAGE allowed (1 or 0), bytes to collect, key bytes and elements from which a key is large (the latter count
--- where memory cannot be asked for); then either `scan`, cursor, count, and `strings` where all are expected to be (types are asked for from the first
--- one on that is not), or `keys`, names, or `like`, a letter (LETTERS) for each type, names: values that are expected to be of these types and of a
--- bearable size, since the other side's are.
--- Numbers for commands are text already: to print one, `%.17g`, takes a server longer than GETRANGE.
--- Answer, in columns, which cost both ends less than a row a key: cursor, names (only of `scan`), types (none with payloads and sizes, a single one
--- where all are the same), expiries (-1 none, -2 no such key), and values, which are nil for "ask again" and 0 for "large".
-local payload, sized, outlined = ARGV[1] == 'payload' or ARGV[1] == 'either', ARGV[1] == 'size', ARGV[1] == 'outline'
+-- Arguments: payload, either (a string that takes over 4 KB comes as its value, in an array of its
+-- own), value, comparable (the value of a string, the payload of all else), size (bytes of memory),
+-- outline (a value's length and one, so that none is 0) or name (nothing but whether it is there);
+-- PEXPIRETIME known (1 or 0), MEMORY USAGE allowed (1 or 0), bytes to collect, key bytes and
+-- elements from which a key is large (the latter count where memory cannot be asked for); then
+-- either `scan`, cursor, count, and `strings` where all are expected to be (types are asked for
+-- from the first one on that is not), or `keys`, names, or `like`, a letter (LETTERS) for each
+-- type, names: values that are expected to be of these types and of a bearable size, since the
+-- other side's are.
+-- Numbers for commands are text already: to print one, `%.17g`, takes a server longer than
+-- GETRANGE.
+-- Answer, in columns, which cost both ends less than a row a key: cursor, names (only of `scan`),
+-- types (none with payloads and sizes, a single one where all are the same), expiries (-1 none, -2
+-- no such key), and values, which are nil for "ask again" and 0 for "large".
+local payload = ARGV[1] == 'payload' or ARGV[1] == 'either'
+local sized, outlined = ARGV[1] == 'size', ARGV[1] == 'outline'
 local dumped = payload or ARGV[1] == 'comparable'
 local modern, weigh = ARGV[2] == '1', ARGV[3] == '1'
 local most, key_bytes, elements = tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6])
@@ -15,7 +21,8 @@ local plain = ARGV[1] == 'either' and 4096 or key_bytes
 local call = redis.call
 local length = {string='STRLEN', hash='HLEN', list='LLEN', set='SCARD', zset='ZCARD', stream='XLEN'}
 local reads = {
-  string = {'GETRANGE', '0', ARGV[5]}, list = {'LRANGE', '0', '-1'}, set = {'SMEMBERS'}, hash = {'HGETALL'},
+  string = {'GETRANGE', '0', ARGV[5]}, list = {'LRANGE', '0', '-1'}, set = {'SMEMBERS'},
+  hash = {'HGETALL'},
   zset = {'ZRANGE', '0', '-1', 'WITHSCORES'},
 }
 local keys, names, cursor, first = ARGV, {}, '', 8
@@ -38,7 +45,9 @@ if ARGV[1] == 'name' then
   for i = first, #keys do
     local at = i - first + 1
     kinds[at], expiries[at], values[at] = 'key', -1, 1
-    if ARGV[7] ~= 'scan' and call('EXISTS', keys[i]) == 0 then kinds[at], expiries[at], values[at] = 'none', -2, '' end
+    if ARGV[7] ~= 'scan' and call('EXISTS', keys[i]) == 0 then
+      kinds[at], expiries[at], values[at] = 'none', -2, ''
+    end
   end
   return told()
 end
@@ -90,7 +99,8 @@ if ARGV[7] == 'like' and not outlined then
     local how = reads[kind]
     if dumped and kind and kind ~= 'string' then how = {'DUMP'} end
     local value = how and redis.pcall(how[1], key, unpack(how, 2))
-    if not value or expiries[at] == -2 or (type(value) == 'table' and (value.err or #value == 0)) then
+    if not value or expiries[at] == -2
+        or (type(value) == 'table' and (value.err or #value == 0)) then
       kind = call('TYPE', key).ok
       if kind == 'none' then value, expiries[at] = '', -2 else value = false end
     elseif kind == 'string' and #value > key_bytes then
@@ -106,7 +116,11 @@ for at = 1, #expiries do
   local kind, value
   if guessing and collected <= most then
     value = redis.pcall('GETRANGE', key, '0', ARGV[5])
-    if type(value) == 'table' then guessing, value = false, nil elseif value ~= '' then kind = 'string' end
+    if type(value) == 'table' then
+      guessing, value = false, nil
+    elseif value ~= '' then
+      kind = 'string'
+    end
   end
   if not kind and not payload and not sized then kind = call('TYPE', key).ok end
   if kind ~= 'string' then value = false end
@@ -140,7 +154,9 @@ for at = 1, #expiries do
         value = call(how[1], key, unpack(how, 2))
       end
       collected = collected + size
-      if expiries[at] == -2 or (dumped and not value) then kind, expiries[at], value = 'none', -2, '' end
+      if expiries[at] == -2 or (dumped and not value) then
+        kind, expiries[at], value = 'none', -2, ''
+      end
     end
   end
   if not payload and not sized then kinds[at] = kind end

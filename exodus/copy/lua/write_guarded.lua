@@ -3,7 +3,8 @@
 -- ARGV: database; `replies` where every reply is wanted, `payloads` for the short form, else empty;
 -- number of fields of the guard; for each its name and value; then for each command how many words
 -- it has, and these. In the short form: for each key its name, its expiry (0: none) and its DUMP
--- payload. Each is run under pcall, so that one refused key does not hide what became of the others.
+-- payload. Each is run under pcall, so that one refused key does not hide what became of the
+-- others.
 -- Answer: the number of the first field of the guard that has another value (0: none has), and its
 -- value; the number of commands run; for each refused one its number and the error; all replies,
 -- where they are wanted.

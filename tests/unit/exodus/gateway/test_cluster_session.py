@@ -22,8 +22,22 @@ MOVED = b"-MOVED 12706 127.0.0.1:30001\r\n"
 TOLD = b"-MOVED 12706 gateway:7001\r\n"
 SLOTS = encode("CLUSTER", "SLOTS")
 NODES = b"*1\r\n*3\r\n:0\r\n:16383\r\n*2\r\n$9\r\n127.0.0.1\r\n:30001\r\n"
-_READS = (b"GET", b"PING", b"MULTI", b"EXEC", b"CLUSTER", b"READONLY", b"READWRITE", b"ASKING",
-          b"CLIENT", b"SSUBSCRIBE", b"SUBSCRIBE", b"HELLO", b"SCAN", b"EVAL_RO")  # fmt: skip
+_READS = (
+    b"GET",
+    b"PING",
+    b"MULTI",
+    b"EXEC",
+    b"CLUSTER",
+    b"READONLY",
+    b"READWRITE",
+    b"ASKING",
+    b"CLIENT",
+    b"SSUBSCRIBE",
+    b"SUBSCRIBE",
+    b"HELLO",
+    b"SCAN",
+    b"EVAL_RO",
+)
 
 
 def made(out: Recorder) -> Session:

@@ -204,8 +204,15 @@ def test_requests_that_ask_for_no_answer_get_none() -> None:
     talk.client(GET).server(b"$-1\r\n")
     events, _ = watched(talk.pcap())
     assert [event.answer.name for event in events] == [
-        "NONE", "NONE", "VALUE", "NONE", "NONE", "NONE", "VALUE", "NIL",
-    ]  # fmt: skip
+        "NONE",
+        "NONE",
+        "VALUE",
+        "NONE",
+        "NONE",
+        "NONE",
+        "VALUE",
+        "NIL",
+    ]
 
 
 def test_the_database_and_the_name_of_a_connection_are_followed() -> None:
@@ -410,7 +417,7 @@ def test_segments_that_wait_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_all_that_waits_together_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "HELD_ALL_BYTES_MAX", 20_000)
-    monkeypatch.setattr(module, "_SWEEP_PACKETS", 50)
+    monkeypatch.setattr(module, "PACKETS_SWEEP_EVERY", 50)
     packets = []
     for port in range(20):
         talk = Talk(30_000 + port).client(SET)

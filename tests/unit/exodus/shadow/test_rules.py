@@ -9,6 +9,7 @@ from pydantic import ValidationError
 
 from exodus.errors import OperatorError
 from exodus.plan.compare_rules import CompareRule, ReplyRule
+from exodus.shadow import rules as module
 from exodus.shadow.rules import Rules, parse
 
 _OLD, _NEW = b"443344.12345670001", b"4.433441234567e+5"
@@ -106,6 +107,22 @@ def test_a_package_may_bring_a_rule(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     rules = _own(commands=["GET"], rule="python", function="lower")
     assert rules.equivalent(b"GET", b"Yes", b"YES", [b"GET", b"k"])
     assert not rules.equivalent(b"GET", b"Yes", b"no", [b"GET", b"k"])
+
+
+def test_a_function_that_raises_hides_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It ended each batch of the comparer, which blamed itself and judged nothing any more."""
+    monkeypatch.setattr(module, "_function", lambda _: lambda *_: {}["missing"])
+    rules = _own(commands=["GET"], rule="python", function="theirs")
+    assert not rules.equivalent(b"GET", b"1", b"1", [b"GET", b"k"])
+    assert rules.told(b"GET", [b"GET", b"k"]) == "python (theirs, which raised KeyError: 'missing')"
+    assert rules.equivalent(b"STRLEN", b":1", b":1", [b"STRLEN", b"k"])
+
+
+def test_members_without_scores_are_no_numbers() -> None:
+    union = [b"ZUNION", b"2", b"a", b"b"]
+    assert not Rules().equivalent(b"ZUNION", [b"m", b"10"], [b"m", b"1e1"], union)
+    scored = [*union, b"WITHSCORES"]
+    assert Rules().equivalent(b"ZUNION", [b"m", b"10"], [b"m", b"1e1"], scored)
 
 
 @pytest.mark.parametrize(
