@@ -83,12 +83,20 @@ class Effects:
                 parts.out.log_intents([], barrier)
         if self.gaps:
             gaps, self.gaps = self.gaps, []
-            if orders.journal is _ALL and not parts.is_stranger():
-                for why in self._counted(gaps):
-                    parts.out.log_gap(why)
+            self.log_gaps(self._counted(gaps))
+
+    def log_gaps(self, gaps: list[str]) -> None:
+        """Log writes of unknown keys. The authority executes nothing for a stranger."""
+        if not self.parts.is_stranger():
+            for why in gaps:
+                self.parts.out.log_gap(why)
 
     def _counted(self, gaps: list[str]) -> list[str]:
-        """Return each reason once, without what the change feed reports."""
+        """Return each reason once: none unless every write is journalled, and none that the change
+        feed reports.
+        """
+        if self.parts.orders.journal is not _ALL:
+            return []
         if not self.parts.orders.scripts_unseen:
             gaps = [why for why in gaps if why != SCRIPTS]
         return list(dict.fromkeys(gaps))

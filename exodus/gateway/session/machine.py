@@ -473,8 +473,7 @@ class Session:
             self.out.log_intents(left.keys, None)
         for barrier in left.barriers:
             self.out.log_intents([], barrier)
-        for why in left.gaps:
-            self.out.log_gap(why)
+        self.effects.log_gaps(left.gaps)
 
     # ------------------------------------------------------------------ hold and handover
 

@@ -10,6 +10,7 @@ from exodus.control.changes import Barrier
 from exodus.control.gap_reasons import NO_ANSWER, REPLACED, SCRIPTS, UNMATCHED
 from exodus.gateway.session import Session
 from exodus.plan.bounds import TRANSACTION_BYTES_MAX
+from exodus.plan.vocabulary import JournalMode
 from exodus.resp.encode import encode
 from tests.support.script import Recorder, Script, replayed
 from tests.unit.exodus.gateway.test_carried import confirmation
@@ -402,10 +403,16 @@ def test_a_write_of_unknown_keys_is_in_the_intent_log_before_it_is_forwarded() -
         assert session.out.take() == [("log_gap", why)]
         session.from_server(b"-NOAUTH Authentication required.\r\n", 0.0)
         assert not marked(session.out.take())
-    for others in (orders(scripts_unseen=False), orders(scripts_unseen=True, login_needed=True)):
-        session = Session(Recorder(), others)  # a feed reports it; a stranger executes nothing
+    for others in (
+        orders(scripts_unseen=False),  # a feed reports it
+        orders(scripts_unseen=True, login_needed=True),  # a stranger executes nothing
+        orders(scripts_unseen=True, journal=JournalMode.SAMPLE),
+    ):
+        session = Session(Recorder(), others)
         session.from_client(encode("EVAL", "x", 0), 0.0)
+        session.log_pending()
         assert session.out.take() == [("to_server", encode("EVAL", "x", 0))]
+        assert not session.unanswered().gaps
 
 
 def test_an_unknown_command_is_looked_up_in_the_database_that_its_transaction_selected() -> None:
