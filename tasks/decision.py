@@ -270,7 +270,7 @@ def ask(
     days = plan_of(migration).decision_days_max
     attempt, problem = 1, None
     while True:
-        shown = announce(migration, phase, gate, question, summary, evidence, attempt)
+        shown = announce(migration, phase, gate, question, summary, evidence, attempt, problem)
         lines = [f"### {markdown(question)}"]
         if problem is not None:
             lines.append(f"**Asked again: {markdown(problem)}**")

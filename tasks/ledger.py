@@ -134,6 +134,7 @@ async def announce(
     summary: list[str],
     evidence: str,
     attempt: int,
+    asked_again: str | None,
 ) -> Json:
     """Keep the form's content as a report, and record the open decision for `exodus status`.
 
@@ -160,6 +161,7 @@ async def announce(
         question=question,
         evidence=evidence,
         attempt=attempt,
+        asked_again=asked_again,
         flow_run_id=str(flow_run.get_id() or ""),
         waiting_since_ms=await it.store.now_ms(),
     )

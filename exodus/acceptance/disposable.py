@@ -16,7 +16,7 @@ from exodus.plan.address import Address
 from exodus.plan.bounds import DISPOSABLE_LOOK_S, DISPOSABLE_START_S
 from exodus.private_files import write_private
 from exodus.stack.home import free_port
-from exodus.stack.servers import ServerKind, answers, binary
+from exodus.stack.servers import ServerKind, answers, binary, quoted
 from exodus.stack.tied import tied
 from exodus.topology.node import NodeFacts
 
@@ -49,7 +49,7 @@ class DisposableServer:
         settings = {
             "port": str(self.address.port),
             "bind": "127.0.0.1",
-            "dir": str(self._folder),
+            "dir": quoted(self._folder),
             "daemonize": "no",
             "save": "",
             **self._settings,

@@ -238,6 +238,7 @@ def _form(migration: MigrationFile, api: PrefectApi, waiting: Json) -> Json:
         "phase": waiting["phase"],
         "gate": waiting["gate"],
         "question": waiting["question"],
+        "asked_again": waiting.get("asked_again"),
         "summary": report.get("summary", []),
         "evidence": waiting.get("evidence", ""),
         "digest": digest(report),
@@ -253,6 +254,8 @@ def _form(migration: MigrationFile, api: PrefectApi, waiting: Json) -> Json:
 
 def _show(asked: Json) -> None:
     show(f"{asked['phase']} asks: {asked['question']}")
+    if asked["asked_again"]:
+        show(f"  asked again: {asked['asked_again']}")
     for line in asked["summary"]:
         show(f"  - {line}")
     show(

@@ -22,7 +22,8 @@ WaitOption = Annotated[
     bool,
     typer.Option(
         "--wait",
-        help="wait until the phase asks its next question or has ended; exit status 1 if it failed",
+        help="wait until the phase asks its next question or has ended; exit status 1 if it "
+        "failed, or asks again",
     ),
 ]
 
@@ -45,7 +46,8 @@ def wait_asked(
         after: gate and attempt of the question that was just answered.
 
     Raises:
-        DecisionRefused: the run failed. The reason is the one that `status` shows.
+        DecisionRefused: the run failed, or the answer did not count. The reason is the one that
+            `status` shows.
     """
     while True:
         found = asyncio.run(read_status(migration, api))
@@ -61,6 +63,12 @@ def wait_asked(
             and (state["gate"], int(state["attempt"])) != after
             and api.asks(run_id)
         ):
+            if after is not None and state["gate"] == after[0] and state.get("asked_again"):
+                raise DecisionRefused(
+                    f"{name} asks again: {state['question']}",
+                    why=state["asked_again"],
+                    next_step="exodus answer shows the decision; answer it again",
+                )
             show(f"{name} asks: {state['question']}")
             return
         if now == "failed":

@@ -34,7 +34,7 @@ class Role(IntEnum):
     BARRIER = auto()  # may change every key of a database
     MOVES_DB = auto()  # MOVE and COPY … DB: a key in another database
     SCRIPT = auto()  # may write keys that it does not declare
-    SCRIPTS = auto()  # SCRIPT LOAD and its like: the texts that EVALSHA names
+    SCRIPTS = auto()  # SCRIPT and FUNCTION: the code that EVALSHA and FCALL name
     REPLACES = auto()  # may replace data without naming a key
     CLUSTER = auto()  # for cluster clients only, or tells whether the server is part of a cluster
 
@@ -81,6 +81,7 @@ ROLES: dict[bytes, Role] = {
     b"EVALSHA_RO": Role.SCRIPT,
     b"FCALL_RO": Role.SCRIPT,
     b"SCRIPT": Role.SCRIPTS,
+    b"FUNCTION": Role.SCRIPTS,
     b"CLUSTER": Role.CLUSTER,
     b"READONLY": Role.CLUSTER,
     b"READWRITE": Role.CLUSTER,
@@ -187,6 +188,9 @@ DEBUG_LOOKS = frozenset(
 )
 
 
+_CHANGES_CODE = frozenset({b"LOAD", b"FLUSH", b"DELETE", b"RESTORE"})
+
+
 def replaces_data(name: bytes, args: list[bytes]) -> bool:
     """Return whether a request may have replaced data in a way that no journal sees."""
     if name.startswith((b"MODULE", b"DEBUG")) and len(args) > 1:
@@ -197,6 +201,11 @@ def replaces_data(name: bytes, args: list[bytes]) -> bool:
     if name in (b"REPLICAOF", b"SLAVEOF"):
         return [arg.upper() for arg in args[1:]] != [b"NO", b"ONE"]
     return name in REPLACES_DATA
+
+
+def changes_code(args: list[bytes]) -> bool:
+    """Return whether a request of `Role.SCRIPTS` changes what EVALSHA or FCALL can run."""
+    return len(args) > 1 and args[1].upper() in _CHANGES_CODE
 
 
 class Timeout(NamedTuple):

@@ -3,7 +3,7 @@ cimport cython
 
 cdef class Command:
     cdef public bytes name
-    cdef public bint write, known, plain, renamed, script, acts_on_error
+    cdef public bint write, known, plain, renamed, script, acts_on_error, hides_keys
     cdef public Py_ssize_t first, last, step
     cdef public object role, movable
     cdef public dict subcommands

@@ -21,6 +21,7 @@ class Command:
     __slots__ = (
         "acts_on_error",
         "first",
+        "hides_keys",
         "known",
         "last",
         "movable",
@@ -42,6 +43,7 @@ class Command:
         first: int = 0,
         last: int = 0,
         step: int = 1,
+        movable_keys: bool = False,
         known: bool = True,
     ) -> None:
         self.name = name
@@ -53,6 +55,9 @@ class Command:
         self.movable = MOVABLE.get(name)
         self.known = known
         self.renamed = False  # the server calls it by another name than `name` (rename-command)
+        # Whether it may write keys whose places nobody has described
+        places_known = self.movable is not None or (first and not movable_keys)
+        self.hides_keys = self.write and self.plain and not places_known
         self.script = self.role is Role.SCRIPT
         # Whether it may have changed something although it answered an error.
         self.acts_on_error = (
@@ -184,16 +189,29 @@ def _merge(merged: dict[bytes, Command], row: Sequence[Any]) -> None:
     """
     name = bytes(row[0]).upper()
     known = merged.get(name)
-    write = b"write" in {bytes(flag) for flag in row[2]} or (known is not None and known.write)
+    flags = {bytes(flag) for flag in row[2]}
+    write = b"write" in flags or (known is not None and known.write)
     first, last, step = row[3], row[4], row[5]
     if not first and known is not None:
         first, last, step = known.first, known.last, known.step
-    command = merged[name] = Command(name, write=write, first=first, last=last, step=step)
+    command = merged[name] = Command(
+        name,
+        write=write,
+        first=first,
+        last=last,
+        step=step,
+        movable_keys=b"movablekeys" in flags,
+    )
     if known is not None:
         command.subcommands = known.subcommands
     for inner in row[9] if len(row) > 9 else ():
         inner_name = bytes(inner[0]).upper()
         flags = {bytes(flag) for flag in inner[2]}
         command.subcommands[inner_name.partition(b"|")[2]] = Command(
-            inner_name, write=b"write" in flags, first=inner[3], last=inner[4], step=inner[5]
+            inner_name,
+            write=b"write" in flags,
+            first=inner[3],
+            last=inner[4],
+            step=inner[5],
+            movable_keys=b"movablekeys" in flags,
         )

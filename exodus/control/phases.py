@@ -32,7 +32,8 @@ class PhaseState(BaseModel):
     gate: str | None = None  # of the last decision that was asked for
     question: str | None = None
     evidence: str | None = None
-    attempt: int | None = None  # of asking, from 0 on
+    attempt: int | None = None  # of asking, from 1 on
+    asked_again: str | None = None  # why the last answer did not count
     waiting_since_ms: int | None = None
     decision: str | None = None  # the verdict of the last decision
     decided_by: str | None = None

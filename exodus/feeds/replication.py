@@ -79,6 +79,8 @@ class StreamKeys:
     cursor: Cursor
     keys: dict[Key, None] = field(default_factory=dict)
     barriers: list[Barrier] = field(default_factory=list)
+    # Names that the server does not list: it calls a command otherwise (rename-command)
+    unlisted: set[bytes] = field(default_factory=set)
     _scanner: RequestScanner = field(default_factory=RequestScanner)
 
     def feed(self, data: bytes) -> None:
@@ -100,8 +102,10 @@ class StreamKeys:
                 self.barriers.append(barrier_of(command, args, cursor.db))
             elif command.write and command.role is not Role.EXEC:
                 found = changed_keys(command, args, cursor.db)
-                if any(key is SKIPPED for _, key in found) or (not command.known and not found):
+                if command.hides_keys or any(key is SKIPPED for _, key in found):
                     self.barriers.append(Barrier(RESYNC))
+                if not command.known:
+                    self.unlisted.add(args[0].upper())
                 self.keys.update(dict.fromkeys(key for key in found if not is_own(key[1])))
         if self._scanner.broken is not None:
             raise ValueError(self._scanner.broken)
@@ -111,6 +115,18 @@ class StreamKeys:
         keys, barriers = list(self.keys), self.barriers
         self.keys, self.barriers = {}, []
         return keys, barriers
+
+
+async def _learn(node: Node, stream: StreamKeys) -> None:
+    """Ask what the server calls by unlisted names. Their keys are read from the next write on."""
+    if not stream.unlisted:
+        return
+    names = sorted(stream.unlisted)
+    stream.unlisted.clear()
+    async with await node.connect(name="exodus-feed") as leg:
+        for name, row in zip(names, await leg.call("COMMAND", "INFO", *names), strict=True):
+            if row is not None:
+                stream.table.learn(name, row)
 
 
 class ReplicationFeed(FeedReader):
@@ -133,6 +149,7 @@ class ReplicationFeed(FeedReader):
             async for data in _chunks(leg):
                 started.set()
                 stream.feed(data)
+                await _learn(node, stream)
                 await self._append(node, stream, *stream.take())
                 if time.monotonic() - renewed > LEASE_MS / 3000:
                     renewed = time.monotonic()

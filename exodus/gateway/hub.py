@@ -16,6 +16,7 @@ from functools import partial
 from typing import cast
 
 from exodus.background import BackgroundTasks
+from exodus.control.gap_reasons import UNDESCRIBED
 from exodus.control.heartbeats import GatewayHeartbeat
 from exodus.control.route import Route
 from exodus.control.store import ControlStore
@@ -133,7 +134,11 @@ class Gateway:
             journaler, self._clients, lambda: self.groups.main.orders.authority
         )
         self.undescribed = UndescribedCommands(
-            tables.commands, self._clients.client, journaler.mark, journaler.gap
+            tables.commands,
+            self._clients.client,
+            journaler.mark,
+            journaler.gap,
+            self.groups.main.orders,
         )
         self.topology = TopologyWatch(
             plan.acting(UserRole.GATEWAY),
@@ -265,6 +270,9 @@ class Gateway:
             log.info("a rehearsal's sessions cannot use Exodus's own login here: %s", exc.what)
             return self._logins
 
+    def log_gap(self, why: str) -> None:
+        self.journaler.log_gap(why)
+
     def gap(self, why: str) -> None:
         self.journaler.gap(why)
 
@@ -343,6 +351,8 @@ class Gateway:
         for connection in self.connections:
             connection.session.log_pending()
         self.lost_legs.log_intents()
+        if len(self.undescribed):
+            self.journaler.log_gap(UNDESCRIBED)
 
     @property
     def refuses(self) -> bool:

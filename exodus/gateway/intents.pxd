@@ -4,7 +4,7 @@ cimport cython
 cdef class IntentLog:
     cdef object _folder, _missed, _map
     cdef Py_ssize_t _at, _room, _number
-    cdef object _listed, _spool_bytes, _unlisted
+    cdef object _listed, _spool_bytes, _unlisted, _gaps
 
     @cython.locals(kept=bint)
     cpdef append(self, list keys, object barrier)

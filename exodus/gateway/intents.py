@@ -68,6 +68,7 @@ class IntentLog:
         self._map: mmap.mmap | None = None
         self._at = 0
         self._room = 0  # bytes of the segment in use
+        self._gaps: set[str] = set()  # in it
         private_folder(folder)
         # Known before the first append, which must not begin with a number that is taken.
         self._number = max(map(_number, self._segments()), default=0)
@@ -107,8 +108,13 @@ class IntentLog:
             self._missed(keys if barrier is None else None)
 
     def append_gap(self, why: str) -> bool:
-        """Log a gap until it is in the control store; False if there is no room even for that."""
-        return self._write(_GAP, why.encode()[:_RESERVE_BYTES], 0)
+        """Log a gap, once a segment; False if there is no room even for that."""
+        if why in self._gaps:
+            return True
+        kept = self._write(_GAP, why.encode()[:_RESERVE_BYTES], 0)
+        if kept:
+            self._gaps.add(why)
+        return kept
 
     def _write(self, kind: int, body: bytes, reserve: int) -> bool:
         length = len(body)
@@ -151,6 +157,7 @@ class IntentLog:
         self._room = room
         self._number = number
         self._at = 0
+        self._gaps.clear()
         self._write_manifest([*map(_number, self._segments())], self._spool_bytes)
 
     @property

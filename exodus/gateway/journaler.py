@@ -121,6 +121,14 @@ class Journaler:
         self.intend: Callable[[list[Key], Barrier | None], None] = self._intents.append
         self.mark: Callable[[list[Key], Barrier | None], None] = self._marks.add
 
+    def log_gap(self, why: str) -> None:
+        """Log a request that may change unknown keys, before it is forwarded.
+
+        It is a gap if the process crashes before the request is answered.
+        """
+        if not self._intents.append_gap(why):
+            self.gap(why)
+
     def gap(self, why: str, keys: Iterable[Key] | None = None) -> None:
         """Open a gap: no journal covers a write. `keys`, if they are known."""
         found = self.gaps.setdefault(why, Gap())

@@ -49,6 +49,8 @@ class LostLegs:
             self._journaler.intend(left.keys, None)
             for barrier in left.barriers:
                 self._journaler.intend([], barrier)
+            for why in left.gaps:
+                self._journaler.log_gap(why)
 
     async def mark_again(
         self, side: Side, address: Address | None, local_address: str, leg: object

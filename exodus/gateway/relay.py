@@ -82,6 +82,9 @@ class Hub(Protocol):
     def intend(self, keys: list[Key], barrier: Barrier | None) -> None:
         """See `Outlet.log_intents`."""
 
+    def log_gap(self, why: str) -> None:
+        """See `Outlet.log_gap`."""
+
     def mark(self, keys: list[Key], barrier: Barrier | None) -> None:
         """See `Outlet.journal`."""
 
@@ -531,6 +534,9 @@ class Connection:
     def to_client(self, data: bytes) -> None:
         if self.client is not None and not self.client_gone:
             self.client.write(data)
+
+    def log_gap(self, why: str) -> None:
+        self.hub.log_gap(why)
 
     def gap(self, why: str) -> None:
         self.hub.gap(why)

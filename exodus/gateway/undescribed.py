@@ -20,7 +20,8 @@ from exodus.commands.semantics import Role
 from exodus.commands.table import CommandTable
 from exodus.control.changes import Barrier, Key
 from exodus.control.effects import barrier_of, changed_keys
-from exodus.control.gap_reasons import LONG_KEY, UNDESCRIBED
+from exodus.control.gap_reasons import LONG_KEY, SCRIPTS, UNDESCRIBED
+from exodus.gateway.orders import Orders
 from exodus.net.client import answered
 from exodus.plan.bounds import UNKNOWN_BYTES_MAX, UNKNOWN_REQUESTS_MAX
 from exodus.plan.vocabulary import Side
@@ -51,11 +52,14 @@ class UndescribedCommands:
         client: Callable[[Side], redis.Redis],
         mark: Callable[[list[Key], Barrier | None], None],
         gap: Callable[[str], None],
+        orders: Orders,
     ) -> None:
+        """`orders` say whether what scripts write is a gap."""
         self._table = table
         self._client = client
         self._mark = mark
         self._gap = gap
+        self._orders = orders
         self._waiting: dict[tuple[Side, bytes], list[tuple[list[bytes], int]]] = {}
         self._count = self._bytes = 0
         self._asking = False
@@ -134,3 +138,5 @@ class UndescribedCommands:
                 self._gap(LONG_KEY)
                 keys = [(number, key) for number, key in keys if key is not SKIPPED]
             self._mark(keys, None)
+            if command.script and self._orders.scripts_unseen:
+                self._gap(SCRIPTS)

@@ -48,7 +48,7 @@ def load_migration(path: Path) -> MigrationFile:
             field and the value.
     """
     try:
-        raw = yaml.safe_load(path.read_text())
+        raw = _FieldsOnce(path.read_bytes()).get_single_data()
     except OSError as exc:
         raise OperatorError(
             f"{path} cannot be read",
@@ -57,11 +57,12 @@ def load_migration(path: Path) -> MigrationFile:
         ) from exc
     except yaml.YAMLError as exc:
         mark = exc.problem_mark if isinstance(exc, yaml.MarkedYAMLError) else None
+        what = "a field stands twice" if isinstance(exc, _Twice) else "it cannot be read"
         raise OperatorError(
             f"{path} is not YAML",
-            why="it cannot be read"
+            why=what
             if mark is None
-            else f"it cannot be read at line {mark.line + 1}, column {mark.column + 1}",
+            else f"{what} at line {mark.line + 1}, column {mark.column + 1}",
             next_step="correct the file; docs/operating/migration-file.md has an example",
         ) from None  # its text has lines of the file
     if not isinstance(raw, dict):
@@ -71,6 +72,24 @@ def load_migration(path: Path) -> MigrationFile:
             next_step="see docs/operating/migration-file.md",
         )
     return migration_of(raw, str(path))
+
+
+class _Twice(yaml.MarkedYAMLError):
+    """A field stands twice in a mapping."""
+
+
+class _FieldsOnce(yaml.SafeLoader):
+    """Reads YAML, and refuses a field that stands twice, which PyYAML accepts."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """See `yaml.SafeLoader`."""
+        names: set[str] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                if key.value in names:
+                    raise _Twice(problem_mark=key.start_mark)
+                names.add(key.value)
+        return super().construct_mapping(node, deep)
 
 
 def migration_of(raw: Mapping[str, Any], where: str) -> MigrationFile:

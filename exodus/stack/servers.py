@@ -64,6 +64,11 @@ def binary(kind: ServerKind) -> Path:
     )
 
 
+def quoted(folder: Path) -> str:
+    """Return a folder as a word of a server's configuration file: its name may have spaces."""
+    return '"{}"'.format(str(folder.absolute()).replace("\\", "\\\\").replace('"', '\\"'))
+
+
 @dataclass
 class Server:
     """A started server."""
@@ -114,7 +119,7 @@ def start_server(
     settings = {
         "port": str(port),
         "bind": "127.0.0.1",
-        "dir": str(folder.absolute()),
+        "dir": quoted(folder),
         "save": "",
         "daemonize": "no",
         **config,
@@ -146,7 +151,7 @@ def start_sentinel(
     lines = [
         f"port {port}",
         "bind 127.0.0.1",
-        f"dir {folder.absolute()}",
+        f"dir {quoted(folder)}",
         f"sentinel monitor {service} 127.0.0.1 {master_port} {quorum}",
         f"sentinel down-after-milliseconds {service} {SENTINEL_DOWN_AFTER_MS}",
         f"sentinel failover-timeout {service} {SENTINEL_FAILOVER_TIMEOUT_MS}",

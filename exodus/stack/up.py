@@ -8,6 +8,7 @@ parts and restarts ended ones with their data and their port.
 from __future__ import annotations
 
 import asyncio
+import shlex
 import shutil
 import sys
 from collections.abc import Callable, Sequence
@@ -92,9 +93,8 @@ def urls(home: Home) -> dict[str, str]:
     }
     if "prefect-server" in ports:
         found["Prefect UI"] = f"http://127.0.0.1:{ports['prefect-server']}"
-        found["Prefect login"] = (
-            f"cat {home.prefect_login_file.absolute()}  # paste it when the UI asks for a password"
-        )
+        login = shlex.quote(str(home.prefect_login_file.absolute()))
+        found["Prefect login"] = f"cat {login}  # paste it when the UI asks for a password"
     return found
 
 

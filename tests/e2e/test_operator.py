@@ -115,7 +115,7 @@ class Shell:
 
 @pytest.fixture(scope="module")
 def shell(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shell]:
-    shell = Shell(tmp_path_factory.mktemp("elsewhere"))
+    shell = Shell(tmp_path_factory.mktemp("a folder élsewhere"))
     try:
         done = shell.run("up")
         assert done.returncode == 0, done.stderr
@@ -151,7 +151,13 @@ def traffic(shell: Shell) -> Iterator[threading.Event]:
 def test_a_phase_runs_wherever_the_stack_was_started(
     shell: Shell, traffic: threading.Event
 ) -> None:
-    """Flows are found by their module: neither `$PWD` nor a working directory matters."""
+    """Flows are found by their module: neither `$PWD` nor a working directory matters.
+
+    The folder's name may have spaces, and what is printed can be pasted.
+    """
+    told = json.loads(shell.said("up", "--json"))["Prefect login"]
+    pasted = subprocess.run(["sh", "-c", told], capture_output=True, text=True, check=True)
+    assert pasted.stdout.strip() == shell.home.prefect_login()
     asked = shell.asking("pre-test")
     assert asked["question"] == "Can Exodus observe representative traffic safely?"
 
@@ -236,9 +242,12 @@ def test_a_finding_of_compare_is_accepted_by_its_name(
     assert "1 FINDING(S): resolve them, or accept each by name: nothing compared" in shell.said(
         "answer"
     )
-    shell.said("approve", "--why", "nothing is said of the finding")
-    again = lambda: (shell.status()["waiting"] or {}).get("attempt") == asked["attempt"] + 1  # noqa: E731
-    wait_until(again, within_s=60, otherwise="it was not asked again")
+    done = shell.run("approve", "--yes", "--why", "nothing is said of the finding", "--wait")
+    assert (done.returncode, "compare asks again" in done.stderr) == (1, True)
+    assert "nothing compared" in done.stderr
+    waiting = shell.status()["waiting"]
+    assert waiting["attempt"] == asked["attempt"] + 1
+    assert f"asked again: {waiting['asked_again']}" in shell.said("answer")
     shell.said(
         "answer",
         "approve",

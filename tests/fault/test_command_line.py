@@ -14,7 +14,8 @@ import yaml
 from exodus.control.store import ControlStore
 from exodus.plan.plan import Plan
 from exodus.plan.settings import Listen
-from exodus.stack.home import free_port
+from exodus.stack.home import Home, free_port
+from exodus.stack.servers import ServerKind
 from tests.support.servers import DatabaseServer
 
 pytestmark = pytest.mark.fault
@@ -65,6 +66,17 @@ def file(
 def test_the_version(tmp_path: Path) -> None:
     done = _run(tmp_path, "--version")
     assert (done.returncode, done.stdout) == (0, f"exodus {version('exodus')}\n")
+
+
+def test_a_server_runs_in_a_folder_of_any_name(tmp_path: Path) -> None:
+    """U1: a space in the path of `exodus up` ended its servers at once."""
+    folder = tmp_path / 'a "folder" \\ of mine'
+    box = DatabaseServer(ServerKind.VALKEY_91, folder)
+    try:
+        with box.client(decode_responses=True) as client:
+            assert client.config_get("dir")["dir"] == str(Home(folder).data)
+    finally:
+        box.close()
 
 
 def test_down_where_nothing_was_started(tmp_path: Path) -> None:
@@ -124,6 +136,25 @@ def test_a_misspelt_field_is_one_error_with_the_nearest_name(
     assert what == f"error: {said} [wrong-input]"
     assert f"is it {near}?" in remedy
     assert "hunter2" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("more", "why"),
+    [
+        (b"name: another\n", "a field stands twice at line "),
+        (b"renames: {a: b, a: c}\n", "a field stands twice at line "),
+        (b"# caf\xe9\n", "it cannot be read"),  # not in UTF-8
+    ],
+)
+def test_a_file_that_is_not_yaml_is_one_error(
+    file: Path, tmp_path: Path, more: bytes, why: str
+) -> None:
+    wrong = tmp_path / "wrong.yaml"
+    wrong.write_bytes(file.read_bytes() + more)
+    done = _run(tmp_path, "status", "--file", str(wrong))
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"error: {wrong} is not YAML [wrong-input]\n  why:  {why}")
+    assert len(done.stderr.splitlines()) == 3
 
 
 def test_abort_without_a_switch_is_refused(file: Path, tmp_path: Path) -> None:

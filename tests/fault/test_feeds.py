@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import redis.asyncio as redis
 
+from exodus.control import journal
 from exodus.control.route import read_route
 from exodus.copy.guard import set_writer_epoch
 from exodus.cutover import switch
@@ -21,7 +22,7 @@ from exodus.plan.settings import Fencing
 from exodus.plan.vocabulary import Feed, FenceKind, Side
 from exodus.stack.servers import ServerKind
 from exodus.topology.endpoint import Endpoint
-from tests.support.local_migration import LocalMigration
+from tests.support.local_migration import LocalMigration, between
 from tests.support.servers import DatabaseServer
 from tests.support.wait import until
 
@@ -362,6 +363,31 @@ async def test_a_stream_that_begins_late_is_proved_all_the_same(
         assert await client.dbsize() == 0
     finally:
         await local.close()
+
+
+async def test_a_renamed_command_is_read_as_what_it_is(
+    make_server: Callable[..., DatabaseServer],
+    valkey91: DatabaseServer,
+    control_server: DatabaseServer,
+    tmp_path: Path,
+) -> None:
+    """The stream has the name that clients use. Each write compared all keys of both sides."""
+    source = make_server(
+        ServerKind.REDIS_82, rename_command="HSET xhset", repl_diskless_sync_delay="0"
+    )
+    async with between(source, valkey91, control_server, tmp_path) as local:
+        contract = TestReplicationStream()
+        await contract.begin(local)
+        app = local.app()
+        await app.execute_command("XHSET", "first", "f", "v")
+        await contract.settled(local)
+        before = await journal.ends(local.store, local.plan.partitions)
+        await app.execute_command("XHSET", "second", "f", "v")
+        await contract.settled(local)
+        changes = await journal.since(local.store, before)
+        assert (0, b"second") in changes.keys
+        assert not changes.barriers
+        assert (await local.verify()).divergences == []
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ import redis.asyncio as redis
 
 from exodus.control import journal, registry
 from exodus.control.changes import Barrier, Changes, Key
-from exodus.control.gap_reasons import SCRIPTS, UNREADABLE
+from exodus.control.gap_reasons import NO_ANSWER, SCRIPTS, UNREADABLE
 from exodus.cutover import switch
 from exodus.errors import DecisionRefused
 from exodus.gateway.hub import Gateway
@@ -145,6 +145,52 @@ async def test_a_renamed_select_that_was_not_known_yet_is_a_gap_and_then_a_selec
         renaming, lambda: _talk(renaming.port, encode("xselect", 2) + encode("SET", "k", "v"))
     )
     assert changes.keys == [(2, b"k")]
+
+
+@pytest.mark.parametrize("renaming", [["EVAL xeval"]], indirect=True)
+async def test_a_renamed_script_that_was_not_known_yet_is_a_gap(renaming: LocalMigration) -> None:
+    """A3: its first call counted as a write of the declared keys only."""
+    script = "redis.call('SET',KEYS[1],'1') redis.call('SET','computed','1')"
+    changes = await _changes(
+        renaming, lambda: _talk(renaming.port, encode("XEVAL", script, 1, "declared"))
+    )
+    assert changes.keys == [(0, b"declared")]
+    assert _gaps(renaming) == {SCRIPTS}
+
+
+async def test_a_renamed_command_writes_the_database_that_its_transaction_selected(
+    renaming: LocalMigration,
+) -> None:
+    """A4: before, its keys were marked in the database in which the transaction began."""
+    said = [("MULTI",), ("SELECT", 3), ("XHSET", "h", "f", "v"), ("SELECT", 5), ("EXEC",)]
+    changes = await _changes(renaming, lambda: _talk(renaming.port, encode_many(said)))
+    assert changes.keys == [(3, b"h")]
+    assert not _gaps(renaming)
+
+
+@pytest.mark.parametrize("said", [[("XHSET",)], [("MULTI",), ("XHSET",), ("EXEC",)]], ids=str)
+async def test_a_kill_before_a_command_is_described_is_a_gap(
+    renaming: LocalMigration, said: list[tuple[str, ...]]
+) -> None:
+    """A4: its write was acknowledged, and only the memory of the process knew of it."""
+    gateway, _ = renaming.gateways["gw-1"]
+    source = renaming.servers[Side.SOURCE]
+    _, writer = await asyncio.open_connection("127.0.0.1", renaming.port)
+    source.pause()
+    try:
+        writer.write(
+            encode_many((*words, "h", "f", "v") if words == ("XHSET",) else words for words in said)
+        )
+
+        async def forwarded() -> bool:
+            return in_flight(gateway) == len(said)
+
+        await until(forwarded, within_s=5, otherwise="the request was never forwarded")
+        logged = gateway.journaler._intents.recover()
+    finally:
+        source.resume()
+        writer.close()
+    assert NO_ANSWER in logged.gaps
 
 
 async def test_a_command_that_the_server_refuses_is_neither_marked_nor_a_gap(
@@ -357,6 +403,28 @@ async def test_scripts_are_there_in_the_middle_of_a_transaction_after_the_switch
     assert done.facts["scripts_loaded"] == 2
     assert done.facts["scripts_unseen"] == 0
     assert await raw.execute_command("EXEC") == [1, 11]
+
+
+async def test_a_script_that_is_loaded_during_the_switch_is_there_after_it(
+    migrating: LocalMigration,
+) -> None:
+    """A13: what was loaded between the last look and the move was not on the new side."""
+    loaded: list[str] = []
+    over = asyncio.Event()
+
+    async def load() -> None:
+        app = migrating.app(single_connection_client=True)
+        while not over.is_set():
+            loaded.append(await app.script_load(f"return {len(loaded)}"))
+
+    loading = asyncio.create_task(load())
+    await asyncio.sleep(0.3)
+    done = await switch.apply(migrating.store, migrating.plan, Side.TARGET)
+    over.set()
+    await loading
+    assert done.switched
+    there = await migrating.app().script_exists(*loaded)
+    assert there.count(False) == 0, f"{there.count(False)} of {len(loaded)} are lost"
 
 
 async def test_a_script_whose_text_was_never_seen_is_counted(migrating: LocalMigration) -> None:

@@ -8,7 +8,6 @@ without rights marks nothing. No drawn request has a clock, ids or random draws 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import itertools
 import os
 import re
@@ -75,6 +74,8 @@ _TRICKS = [
         ("RPUSH", "list", "message", "a"),
         ("LRANGE", "list", 0, -1),
         ("SET", "k" * 70_000, "v"),
+        ("EXPIRE", "b", 100),
+        ("GETEX", "a", "EX", 100),
         ("SCAN", 0, "COUNT", 100_000),
         ("LMPOP", "9" * 400, "a", "LEFT"),
         ("QUIT",),
@@ -180,33 +181,41 @@ def recorded(
         loop.close()
 
 
-def _said(port: int, data: bytes, cuts: list[int]) -> bytes:
-    """Return all that comes back until the server ends, once it has read everything."""
-    said = b""
+def _said(port: int, data: bytes, cuts: list[int]) -> tuple[bytes, bool]:
+    """Return all that comes back until the server ends, and whether it ended with bytes unread.
+
+    Then its last replies may be lost on the way.
+    """
+    said, cut_off = b"", False
     with socket.create_connection(("127.0.0.1", port), timeout=10) as sock:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         places = sorted({cut % (len(data) or 1) for cut in cuts} | {0, len(data)})
-        with contextlib.suppress(OSError):  # it closed already; its last reply can still be read
+        try:
             for start, stop in itertools.pairwise(places):
                 sock.sendall(data[start:stop])
             sock.shutdown(socket.SHUT_WR)
-        with contextlib.suppress(ConnectionError):
+        except OSError:  # it closed already; its last reply can still be read
+            cut_off = True
+        try:
             while got := sock.recv(1 << 16):
                 said += got
+        except ConnectionError:
+            cut_off = True
     said = re.sub(rb"\$2\r\nid\r\n:\d+", b"$2\r\nid\r\n:1", said)
     # Redis from 7.2 on keeps back the refusal of a login where other replies are on their way.
     said = re.sub(rb"-WRONGPASS [^\r]*\r\n", b"", said)
-    return re.sub(rb"(DB index is out of range|invalid DB index)", b"no such DB", said)
+    said = re.sub(rb"(DB index is out of range|invalid DB index)", b"no such DB", said)
+    return said, cut_off
 
 
-def _state(source: DatabaseServer) -> dict[Key, tuple[bytes, int]]:
-    found: dict[Key, tuple[bytes, int]] = {}
+def _state(source: DatabaseServer) -> dict[Key, tuple[bytes, bool]]:
+    found: dict[Key, tuple[bytes, bool]] = {}
     with source.client() as client:
         for name in client.info("keyspace"):
             db = int(name[2:])
             with source.client(db=db) as there:
                 for key in there.keys("*"):
-                    found[db, key] = (there.dump(key) or b"", 0)
+                    found[db, key] = (there.dump(key) or b"", there.ttl(key) >= 0)
     return found
 
 
@@ -214,6 +223,8 @@ def _login(user: str) -> bytes:
     return b"" if user == "default" else encode("AUTH", user, "pw")
 
 
+# A failing example with a key of 70 kB; the warning would hide what failed
+@pytest.mark.filterwarnings("ignore:Generating overly large repr")
 @settings(
     max_examples=1_500 if FULL else EXAMPLES,
     deadline=None,
@@ -242,6 +253,7 @@ def _login(user: str) -> bytes:
     user="default",
     hello=False,
 )
+@example(requests=[encode("EXPIRE", "b", 100)], cuts=[], user="default", hello=False)
 @example(  # a line that ends oddly, in a request that the gateway rewrites
     requests=[encode("CLIENT", "REPLY", "SKIP").replace(b"*3\r\n", b"*3\r\0"), b"GET a\r\n"],
     cuts=[],
@@ -252,7 +264,7 @@ def test_what_changed_is_marked_and_what_was_refused_is_not(
     recorded: Recorded, requests: list[bytes], cuts: list[int], user: str, hello: bool
 ) -> None:
     data = (encode("HELLO", 3) if hello else b"") + _login(user) + b"".join(requests)
-    source, told, states = recorded.source, [], []
+    source, told, states, cut_off = recorded.source, [], [], False
     for port, places in ((source.port, []), (recorded.local.port, cuts)):
         with source.client() as client:
             client.flushall()
@@ -261,16 +273,17 @@ def test_what_changed_is_marked_and_what_was_refused_is_not(
                 client.set(key, "0")
         before = _state(source)
         recorded.keys, recorded.barriers, gaps = [], [], recorded.gaps
-        told.append(_said(port, data, places))
+        said, cut = _said(port, data, places)
+        told.append(said)
+        cut_off = cut_off or cut
         wait_until(recorded.quiet, within_s=10, otherwise="the gateway still had a connection")
         states.append(_state(source))
     after = states[1]
-    if b"Protocol error" in b"".join(told) or any(
-        word in data.upper() for word in (b"QUIT", b"FLUSH", b"BLPOP")
-    ):
+    ended = b"Protocol error" in b"".join(told)
+    if cut_off or ended or any(word in data.upper() for word in (b"QUIT", b"FLUSH", b"BLPOP")):
         # The server closed with bytes unread, or while the client was blocked (by a flush, too,
         # from Redis 8 on): what it said last may be lost on the way, on two connections sooner than
-        # on one.
+        # on one. That may be the protocol error itself.
         assert told[0].startswith(told[1]) or told[1].startswith(told[0])
     else:
         assert told[1] == told[0], f"directly {told[0]!r}, through the gateway {told[1]!r}"

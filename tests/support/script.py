@@ -34,6 +34,9 @@ class Recorder:
     def log_intents(self, keys: list[Key], barrier: Barrier | None) -> None:
         self.calls.append(("log_intents", sorted(keys), barrier))
 
+    def log_gap(self, why: str) -> None:
+        self.calls.append(("log_gap", why))
+
     def journal(self, keys: list[Key], barrier: Barrier | None) -> None:
         self.calls.append(("journal", sorted(keys), barrier))
 

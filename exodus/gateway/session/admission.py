@@ -8,6 +8,7 @@ from exodus.commands.semantics import (
     NOT_COMPARABLE,
     Role,
     block_timeout,
+    changes_code,
     replaces_data,
 )
 from exodus.commands.table import Command
@@ -80,6 +81,8 @@ class Admission:
             return False
         if command.role is Role.REPLACES:
             return replaces_data(command.name, args)
+        if command.role is Role.SCRIPTS:
+            return changes_code(args)
         return command.write or command.role is Role.BARRIER
 
     def must_wait(self, command: Command, args: list[bytes]) -> bool:
@@ -119,8 +122,8 @@ class Admission:
             pending.keys = command.keys(args)
             if request.skipped and _has_skipped(pending.keys):
                 pending.unseen = LONG_KEY
-            if not command.known:
-                pending.undescribed = args
+            if command.hides_keys:
+                self._describe_hidden(pending, args)
         pending.refused_elsewhere = request.odd
         if command.role is not Role.PLAIN:
             self._describe(pending, args, request.skipped)
@@ -273,10 +276,19 @@ class Admission:
             is_info = pending.command.name == b"INFO"
             pending.whole = self.parts.leg.facade if is_info else self._names_nodes(args)
         elif role is Role.SCRIPTS:
-            if len(args) == 3 and args[1].upper() == b"LOAD" and args[2] is not SKIPPED:
+            pending.write = changes_code(args)
+            is_script = pending.command.name.startswith(b"SCRIPT") and len(args) == 3
+            if is_script and args[1].upper() == b"LOAD" and args[2] is not SKIPPED:
                 pending.text = args[2]
         elif role is Role.REPLACES and replaces_data(pending.command.name, args):
             pending.write, pending.unseen = True, REPLACED
+
+    def _describe_hidden(self, pending: Pending, args: list[bytes]) -> None:
+        """Note a write whose keys are unknown."""
+        if pending.command.known:
+            pending.unseen = REPLACED
+        else:
+            pending.undescribed = args
 
     def _names_nodes(self, args: list[bytes]) -> bool:
         """Tell whether the reply names nodes of a cluster."""
@@ -305,7 +317,11 @@ class Admission:
         if pending.unseen is not None and pending.unseen not in transaction.unseen:
             transaction.unseen.append(pending.unseen)
         if pending.undescribed is not None:
-            transaction.undescribed.append(pending.undescribed)
+            transaction.undescribed = True
+            place = transaction.count - 1
+            transaction.effects.append(
+                QueuedEffect(place, Role.PLAIN, args=tuple(pending.undescribed))
+            )
         if pending.text is not None and pending.command.name.startswith(b"EVAL"):
             transaction.texts.append(pending.text)
         if pending.write:

@@ -13,7 +13,7 @@ cdef object _OFF, _SAMPLE, _ALL
 @cython.final
 cdef class Effects:
     cdef public SessionParts parts
-    cdef public list intents, barriers
+    cdef public list intents, barriers, gaps
 
     @cython.locals(parts=SessionParts, predicted=Prediction, orders=Orders, db=Py_ssize_t, key=bytes)
     cdef intend(self, Pending pending)

@@ -30,17 +30,24 @@ class Unanswered(NamedTuple):
 class Effects:
     """Collects the intents of requests, and marks what was answered."""
 
-    __slots__ = ("barriers", "intents", "parts")
+    __slots__ = ("barriers", "gaps", "intents", "parts")
 
     def __init__(self, parts: SessionParts) -> None:
         self.parts = parts
         self.intents: list[Key] = []  # of requests that are about to be forwarded
         self.barriers: list[Barrier] = []  # likewise
+        self.gaps: list[str] = []  # likewise, of writes whose keys are unknown
 
     def intend(self, pending: Pending) -> None:
         """Add what a request may change to the intents."""
         parts = self.parts
         predicted = parts.predicted
+        if (
+            pending.unseen is not None
+            or pending.undescribed is not None
+            or pending.transaction is not None
+        ):
+            self.gaps += _gaps_of(pending)
         if (
             pending.transaction is None
             and not predicted.selects_in_flight
@@ -74,6 +81,25 @@ class Effects:
             barriers, self.barriers = self.barriers, []
             for barrier in barriers if journals else ():
                 parts.out.log_intents([], barrier)
+        if self.gaps:
+            gaps, self.gaps = self.gaps, []
+            self.log_gaps(self._counted(gaps))
+
+    def log_gaps(self, gaps: list[str]) -> None:
+        """Log writes of unknown keys. The authority executes nothing for a stranger."""
+        if not self.parts.is_stranger():
+            for why in gaps:
+                self.parts.out.log_gap(why)
+
+    def _counted(self, gaps: list[str]) -> list[str]:
+        """Return each reason once: none unless every write is journalled, and none that the change
+        feed reports.
+        """
+        if self.parts.orders.journal is not _ALL:
+            return []
+        if not self.parts.orders.scripts_unseen:
+            gaps = [why for why in gaps if why != SCRIPTS]
+        return list(dict.fromkeys(gaps))
 
     def of(self, pending: Pending) -> tuple[list[Key], list[Barrier]]:
         """Return what a request may change, in each database that may be selected."""
@@ -89,9 +115,9 @@ class Effects:
         keys = []
         barriers: list[Barrier] = []
         for db in dbs:
-            more, found, _ = pending.transaction.run(db, None)
-            keys += more
-            barriers += found
+            outcome = pending.transaction.run(db, None)
+            keys += outcome.keys
+            barriers += outcome.barriers
         return keys, barriers
 
     def mark(self, pending: Pending, reply: Reply, marks: list[Key], done: set[int] | None) -> None:
@@ -134,12 +160,12 @@ class Effects:
         elif reply.nil:
             return
         else:
-            keys, barriers, _ = transaction.run(db, done)
+            keys, barriers, undescribed, _ = transaction.run(db, done)
             for why in transaction.unseen:
                 parts.open_gap(why)
             if orders.journal is _ALL:
-                for args in transaction.undescribed:
-                    parts.out.learn_command(args, db)
+                for args, each in undescribed:
+                    parts.out.learn_command(args, each)
         if orders.journal is _SAMPLE:
             keys = [key for key in keys if orders.sampled(key[1])]
         marks.extend(keys)
@@ -168,9 +194,7 @@ class Effects:
                 keys.extend(found)
                 barriers.extend(more)
                 gaps.extend(_gaps_of(pending))
-        if not parts.orders.scripts_unseen:
-            gaps = [why for why in gaps if why != SCRIPTS]
-        return Unanswered(keys, barriers, list(dict.fromkeys(gaps)))
+        return Unanswered(keys, barriers, self._counted(gaps))
 
 
 def _gaps_of(pending: Pending) -> list[str]:
@@ -180,6 +204,6 @@ def _gaps_of(pending: Pending) -> list[str]:
         gaps.append(NO_ANSWER)
     if pending.transaction is not None:
         gaps.extend(pending.transaction.unseen)
-        if pending.transaction.undescribed:
+        if pending.transaction.undescribed:  # a request whose command no server has described
             gaps.append(NO_ANSWER)
     return gaps

@@ -212,7 +212,7 @@ class Session:
     def _forward(self, buffered: bytes, end: int) -> None:
         """Log the intents and forward the bytes up to `end`."""
         buffer, effects = self.requests, self.effects
-        if effects.intents or effects.barriers:
+        if effects.intents or effects.barriers or effects.gaps:
             effects.log()
         sent = buffer.sent
         if end > sent:
@@ -473,6 +473,7 @@ class Session:
             self.out.log_intents(left.keys, None)
         for barrier in left.barriers:
             self.out.log_intents([], barrier)
+        self.effects.log_gaps(left.gaps)
 
     # ------------------------------------------------------------------ hold and handover
 

@@ -391,7 +391,7 @@ class Matching:
     def _apply_transaction(self, transaction: Transaction, done: set[int] | None) -> None:
         parts = self.parts
         state, scripts = parts.state, parts.orders.scripts
-        _, _, dbs = transaction.run(state.db, done)
+        dbs = transaction.run(state.db, done).dbs
         state.db = dbs[-1]
         if len(dbs) > 1:
             parts.lose_count(UNMATCHED)  # EXEC's reply was too large to be parsed

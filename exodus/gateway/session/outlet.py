@@ -20,6 +20,9 @@ class Outlet(Protocol):
     def log_intents(self, keys: list[Key], barrier: Barrier | None) -> None:
         """Log what a request may change, before it is forwarded."""
 
+    def log_gap(self, why: str) -> None:
+        """Log that a request may change unknown keys, before it is forwarded."""
+
     def journal(self, keys: list[Key], barrier: Barrier | None) -> None:
         """Mark keys as changed, after the authority answered."""
 

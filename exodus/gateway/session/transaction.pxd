@@ -3,8 +3,8 @@ cimport cython
 
 @cython.final
 cdef class Transaction:
-    cdef public list effects, raw, unseen, undescribed, texts, commands, misfits
+    cdef public list effects, raw, unseen, texts, commands, misfits
     cdef public Py_ssize_t raw_bytes, count
     cdef public bytes first_key
-    cdef public bint writes, whole
+    cdef public bint writes, whole, undescribed
     cdef public object unreadable, slot

@@ -15,10 +15,20 @@ class QueuedEffect(NamedTuple):
     """The effect of a queued command beyond the keys that it writes."""
 
     place: int  # of the command in the transaction
-    role: Role  # SELECT, BARRIER, SCAN or CLUSTER
+    role: Role  # SELECT, BARRIER, SCAN or CLUSTER; PLAIN: no server has described the command
     db: int = 0
     barrier: Barrier | None = None
     word: bytes = b""  # of CLUSTER
+    args: tuple[bytes, ...] = ()  # of a command that no server has described
+
+
+class Outcome(NamedTuple):
+    """What an executed transaction may have changed."""
+
+    keys: list[Key]
+    barriers: list[Barrier]
+    undescribed: list[tuple[list[bytes], int]]  # requests of unknown commands; their database
+    dbs: list[int]  # that the session may be in
 
 
 class Transaction:
@@ -51,15 +61,15 @@ class Transaction:
         self.writes = False
         self.whole = False  # EXEC's reply has to be parsed
         self.unseen: list[str] = []  # gaps that EXEC opens
-        self.undescribed: list[list[bytes]] = []  # requests whose command no server has described
+        self.undescribed = False  # the command of a request is described by no server
         self.unreadable: str | None = None  # why replies cannot be matched after EXEC
         self.texts: list[bytes] = []  # of scripts
         self.slot: int | None = None  # of the first key, where misfits are counted
         self.misfits: list[tuple[bytes, str]] = []  # command and reason (misfits.py)
         self.commands: list[tuple[int, Pending]] = []  # HELLO, AUTH, CLIENT, with their places
 
-    def run(self, db: int, done: set[int] | None) -> tuple[list[Key], list[Barrier], list[int]]:
-        """Return what EXEC may change: keys, barriers, and the databases that it may end in.
+    def run(self, db: int, done: set[int] | None) -> Outcome:
+        """Return what EXEC may change, if it begins in a database.
 
         Args:
             db: the database in which EXEC begins.
@@ -67,6 +77,7 @@ class Transaction:
         """
         keys: list[Key] = []
         barriers: list[Barrier] = []
+        undescribed: list[tuple[list[bytes], int]] = []
         dbs = [db]
         for effect in self.effects:
             if not isinstance(effect, QueuedEffect):
@@ -80,9 +91,11 @@ class Transaction:
                     dbs = [*dbs, *([effect.db] if effect.db not in dbs else [])]
                 elif effect.place in done:
                     dbs = [effect.db]
+            elif effect.role is Role.PLAIN:
+                undescribed += [(list(effect.args), each) for each in dbs]
             elif effect.barrier is not None and (done is None or effect.place in done):
                 barriers.extend(flushes(effect.barrier, dbs))
-        return keys, barriers, dbs
+        return Outcome(keys, barriers, undescribed, dbs)
 
 
 def flushes(barrier: Barrier | None, dbs: list[int]) -> list[Barrier]:

@@ -28,6 +28,7 @@ _WRITES = {
     b"MOVE": (1, 1),
     b"EVAL": (0, 0),
     b"EVALSHA": (0, 0),
+    b"FT.DROP": (0, 0),  # of a module
 }
 _READS = (
     b"GET",
@@ -36,6 +37,7 @@ _READS = (
     b"UNWATCH",
     b"UNSUBSCRIBE",
     b"SCRIPT",
+    b"FUNCTION",
     b"REPLICAOF",
     b"PING",
     b"MULTI",

@@ -7,9 +7,10 @@ from __future__ import annotations
 import pytest
 
 from exodus.control.changes import Barrier
-from exodus.control.gap_reasons import REPLACED, SCRIPTS, UNMATCHED
+from exodus.control.gap_reasons import NO_ANSWER, REPLACED, SCRIPTS, UNMATCHED
 from exodus.gateway.session import Session
 from exodus.plan.bounds import TRANSACTION_BYTES_MAX
+from exodus.plan.vocabulary import JournalMode
 from exodus.resp.encode import encode
 from tests.support.script import Recorder, Script, replayed
 from tests.unit.exodus.gateway.test_carried import confirmation
@@ -385,3 +386,71 @@ def test_the_login_that_a_hello_brought_is_kept_when_a_later_hello_brings_none()
     assert script == encode("AUTH", "u", "p") + encode("CLIENT", "SETNAME", "me") + encode(
         "HELLO", 2
     )
+
+
+def test_a_write_of_unknown_keys_is_in_the_intent_log_before_it_is_forwarded() -> None:
+    """A killed gateway opens no gap for what it had forwarded."""
+    session = Session(Recorder(), orders(scripts_unseen=True))
+    for request, why in (
+        (encode("EVAL", "x", 0), SCRIPTS),
+        (encode("XHSET", "h", "f", "v"), NO_ANSWER),
+        (encode("REPLICAOF", "h", 1), REPLACED),
+        (encode("FT.DROP", "index"), REPLACED),
+    ):
+        session.from_client(request, 0.0)
+        assert session.out.take() == [("log_gap", why), ("to_server", request)]
+        session.log_pending()  # the old segments are about to go
+        assert session.out.take() == [("log_gap", why)]
+        session.from_server(b"-NOAUTH Authentication required.\r\n", 0.0)
+        assert not marked(session.out.take())
+    for others in (
+        orders(scripts_unseen=False),  # a feed reports it
+        orders(scripts_unseen=True, login_needed=True),  # a stranger executes nothing
+        orders(scripts_unseen=True, journal=JournalMode.SAMPLE),
+    ):
+        session = Session(Recorder(), others)
+        session.from_client(encode("EVAL", "x", 0), 0.0)
+        session.log_pending()
+        assert session.out.take() == [("to_server", encode("EVAL", "x", 0))]
+        assert not session.unanswered().gaps
+
+
+def test_an_unknown_command_is_looked_up_in_the_database_that_its_transaction_selected() -> None:
+    session = Session(Recorder(), orders())
+    request = encode("XHSET", "h", "f", "v")
+    for done, dbs in ((b"*3\r\n+OK\r\n:1\r\n+OK\r\n", [3]), (b"*3\r\n-ERR\r\n:1\r\n+OK\r\n", [0])):
+        session.from_client(encode("SELECT", 0) + encode("MULTI") + encode("SELECT", 3), 0.0)
+        session.from_client(request + encode("SELECT", 5) + encode("EXEC"), 0.0)
+        session.from_server(OK + OK + QUEUED * 3 + done, 0.0)
+        assert marked(session.out.take()) == [
+            ("learn_command", [b"XHSET", b"h", b"f", b"v"], db) for db in dbs
+        ]
+        assert session.state.db == 5
+
+
+def test_a_command_of_a_module_that_hides_its_keys_is_a_gap() -> None:
+    session = Session(Recorder(), orders())
+    request = encode("FT.DROP", "index")
+    assert marked(told(session, (request, OK))) == [("gap", REPLACED)]
+
+
+@pytest.mark.parametrize("name", ["SCRIPT", "FUNCTION"])
+def test_code_is_not_changed_while_writes_are_held(name: str) -> None:
+    """What is loaded after the switch has looked at the code would be missing on the new side."""
+    session_orders = orders()
+    session = Session(Recorder(), session_orders)
+    session.from_client(encode(name, "LOAD", "x"), 0.0)
+    assert session.writes_in_flight == 1
+    session.from_server(OK, 0.0)
+    session_orders.hold = True
+    session.out.take()
+    for word in ("KILL", "LIST"):
+        session.from_client(encode(name, word), 0.0)
+        assert session.out.take() == [("to_server", encode(name, word))]
+    session.from_client(encode(name, "LOAD", "y"), 0.0)
+    assert not session.out.take()
+    session_orders.hold = False
+    session.from_server(OK * 2, 0.0)
+    session.out.take()
+    session.thaw(0.0)
+    assert ("to_server", encode(name, "LOAD", "y")) in session.out.take()

@@ -203,6 +203,20 @@ def test_a_gap_finds_room_where_the_log_is_full(
     assert list(IntentLog(tmp_path, pytest.fail).recover().gaps) == ["the intent log is full"]
 
 
+def test_a_gap_is_logged_once_in_each_segment(tmp_path: Path) -> None:
+    """The old segments are dropped, and the reason has to outlast them."""
+    log = IntentLog(tmp_path, pytest.fail)
+    assert log.append_gap("scripts")
+    used = log.used_bytes
+    assert log.append_gap("scripts")
+    assert log.used_bytes == used
+    number = log.roll()
+    assert log.append_gap("scripts")
+    log.retire_before(number)
+    log.close()
+    assert list(IntentLog(tmp_path, pytest.fail).recover().gaps) == ["scripts"]
+
+
 def test_databases_above_two_bytes_are_packed_and_older_bytes_are_still_read() -> None:
     keys = [(0, b""), (65_534, b"k"), (65_535, b"k"), (70_000, b"k"), (2**32 - 1, b"k" * 300)]
     assert unpack(pack(keys)) == keys
