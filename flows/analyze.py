@@ -14,6 +14,7 @@ from flows.lifecycle import go_on
 from flows.phase import MIGRATION, SECONDS, MigrationName, Seconds, phase_flow
 from tasks.advice import find_provider_risks, judge_provider, recommend
 from tasks.beside import find_beside, judge_beside
+from tasks.capacity import check_rights, measure_capacity
 from tasks.checks import any_fatal, frames, open_findings, summary_lines, why_not_accepted
 from tasks.clients import direct_clients
 from tasks.cluster_fit import judge_cluster_fit
@@ -68,6 +69,7 @@ def analyze(migration: MigrationName = MIGRATION, seconds: Seconds = SECONDS) ->
         *judge_cluster_fit(workload, facts["target"]["database_count"]),
         *judge_provider(risks),
         *judge_beside(beside),
+        *check_rights(migration),
     ]
     tried = _try_on_target(migration, began["plan"], facts, workload, checks)
     advice = [*tried.advice, *risk_rows(workload), *heavy_rows(workload)]
@@ -126,12 +128,23 @@ def _try_on_target(
     shapes = prove_shapes(migration, workload["commands"])
     scripts = try_scripts(migration)
     size = measure_size(migration, workload)
+    capacity = measure_capacity(migration)
     foreseen = foresee_strategies(migration)
     predicted = keep_predictions(migration, size, workload)
-    checks += [*judge_shapes(shapes), *judge_scripts(scripts), *judge_size(size)]
+    checks += [
+        *judge_shapes(shapes),
+        *judge_scripts(scripts),
+        *judge_size(size),
+        *capacity["checks"],
+    ]
     return _Tried(
         advice=recommend(plan, facts, size, checks, predicted),
-        lists={"shards": size["shards"], "predictions": predicted, "dry-run": foreseen},
+        lists={
+            "shards": size["shards"],
+            "capacity": capacity["steps"],
+            "predictions": predicted,
+            "dry-run": foreseen,
+        },
         frames={"shapes": shapes, "sizing": size["rows"]},
         foreseen=strategy_line(foreseen),
     )

@@ -98,8 +98,8 @@ class Step:
         }
 
 
-async def check_load(plan: Plan, store: ControlStore) -> list[Checked]:
-    """Play the observed workload on the target, and judge each step."""
+async def check_load(plan: Plan, store: ControlStore, *, keep: str = REPORT) -> list[Checked]:
+    """Play the observed workload on the target, judge each step, and keep the steps as a report."""
     workload = await observed_workload(store)
     if workload is None:
         why = "no workload was observed: Pre-test keeps its model"
@@ -134,7 +134,7 @@ async def check_load(plan: Plan, store: ControlStore) -> list[Checked]:
             theirs = await Endpoint(Side.TARGET, plan.target).each_node()
             await remove_scratch_on_each(theirs, prefix)
     await store.save_report(
-        REPORT, {"at_ms": await store.now_ms(), "steps": [step.row() for step in steps]}
+        keep, {"at_ms": await store.now_ms(), "steps": [step.row() for step in steps]}
     )
     rows = judge_load(workload, steps, required, stopped)
     if unplayed:

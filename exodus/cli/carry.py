@@ -60,7 +60,7 @@ async def _to_each_node(
     Nodes of a cluster share neither settings nor users, and a replica may be a master next.
     """
     found = Carried()
-    here, there = (await authority.nodes())[0], await follower.nodes()
+    here, there = await authority.any_leg(), await follower.nodes()
     async with AsyncExitStack() as opened:
         if to.cluster is not None:
             for node in to.replicas():

@@ -28,10 +28,10 @@ _OWN_USERS = "exodus-"  # those that Exodus makes for MIGRATE begin like this
 async def compare(plan: Plan, authority: Leg, follower: Leg) -> list[Row]:
     """Compare what two sides have beside their keys.
 
-    The nodes of a cluster share none of it: the authority's first node is compared with each node
+    The nodes of a cluster share none of it: one node of the authority is compared with each node
     of the follower, and a row tells the node that is worst.
     """
-    here, there = (await authority.nodes())[0], await follower.nodes()
+    here, there = await authority.any_leg(), await follower.nodes()
     ours, theirs = await read(here), await together(read(each) for each in there)
     found: dict[str, Row] = {}
     for node, beside in zip(there, theirs, strict=True):

@@ -169,6 +169,10 @@ class Leg:
         """Return the connection to that node."""
         return self
 
+    async def any_leg(self) -> Leg:
+        """Return a connection to a master, for what all of them answer alike."""
+        return self
+
     async def nodes(self) -> list[Leg]:
         """Return a connection to each master of the side, for what each has of its own."""
         return [self]

@@ -5,6 +5,7 @@ red.
 from __future__ import annotations
 
 import asyncio
+import inspect
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -23,6 +24,8 @@ from exodus.plan.gate_checks import GateChecks
 from exodus.plan.plan import Plan
 from exodus.plan.settings import Budget
 from exodus.plan.vocabulary import Side
+from tasks.capacity import measure_capacity
+from tasks.context import Opened
 from tests.support.local_migration import LocalMigration
 
 pytestmark = pytest.mark.fault
@@ -106,6 +109,29 @@ async def test_a_slow_target_is_found_with_the_command(local: LocalMigration) ->
     assert "GET p99" in red[_ONE], rows
     assert "at most " in red[_ONE]
     assert local.servers[Side.TARGET].client().keys("*") == []
+
+
+async def test_analyze_measures_the_capacity_before_test_requires_it(local: LocalMigration) -> None:
+    await _observed(local, latency_us=200_000)
+    measure = inspect.unwrap(measure_capacity.fn)
+    plan = _plan(local, load_seconds=60.0)  # Analyze plays each speed for a second
+    found = await measure(Opened(plan, local.store, plan))
+    assert [row["speed"] for row in found["steps"]] == [1.0, 2.0]
+    assert {row["check"]: (row["ok"], row["level"]) for row in found["checks"]} == {
+        _ONE: (True, "should"),
+        "load: 2 times the observed rate": (True, "should"),
+        "load: headroom": (True, "info"),
+    }
+    assert await local.store.report("test.load") is None  # Test's own figures are another thing
+    await _observed(local)
+    with _stalling(local):
+        slow = await measure(Opened(plan, local.store, plan))
+    red = {row["check"]: row for row in slow["checks"] if not row["ok"]}
+    assert red[_ONE]["level"] == "should"
+    assert "GET p99" in red[_ONE]["detail"]
+    assert red[_ONE]["next_step"]
+    off = _plan(local, load="off")
+    assert await measure(Opened(off, local.store, off)) == {"checks": [], "steps": []}
 
 
 async def test_a_target_that_refuses_or_evicts_is_found(local: LocalMigration) -> None:

@@ -1,0 +1,71 @@
+"""What Test will require of the target, looked at in Analyze already: capacity, and users' rights.
+
+Nothing here must hold yet. What does not is accepted by name, or mended before Test.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from exodus.acceptance import load, logins
+from exodus.acceptance.rows import Checked
+from exodus.errors import ExodusError
+from exodus.net.leg import ReplyError
+from exodus.plan.bounds import TASKS_CAPACITY_SECONDS
+from exodus.plan.gate_checks import CheckLevel
+from tasks.checks import Level, check
+from tasks.context import Json, Opened, opens_migration
+from tasks.kept import kept_task
+
+_STEPS = "capacity.analyze"
+
+
+@kept_task("Measure the capacity of the target")
+@opens_migration
+async def measure_capacity(it: Opened) -> Json:
+    """Play the observed load on scratch keys of the target, a second each at its rate and above.
+
+    Returns:
+        `checks`, and `steps` with a row for each speed.
+    """
+    wanted = it.plan.test_checks
+    if wanted.load is CheckLevel.OFF:
+        return {"checks": [], "steps": []}
+    short = {"load_seconds": min(wanted.load_seconds, TASKS_CAPACITY_SECONDS)}
+    plan = it.plan.model_copy(update={"test_checks": wanted.model_copy(update=short)})
+    await it.store.drop_report(_STEPS)
+    try:
+        found = await load.check_load(plan, it.store, keep=_STEPS)
+    except (ExodusError, ReplyError, OSError, TimeoutError) as exc:
+        found = [_broken("load", exc)]
+    steps = (await it.store.report(_STEPS) or {}).get("steps", [])
+    return {"checks": _early(found), "steps": steps}
+
+
+@kept_task("Hold users' rights against what was observed")
+@opens_migration
+async def check_rights(it: Opened) -> list[Json]:
+    """Ask the target whether each user may do there what it was observed to do."""
+    if it.plan.test_checks.logins is CheckLevel.OFF:
+        return []
+    try:
+        return _early(await logins.check_rights(it.plan, it.store))
+    except (ExodusError, ReplyError, OSError, TimeoutError) as exc:
+        return _early([_broken("rights of users", exc)])
+
+
+def _early(found: Sequence[Checked]) -> list[Json]:
+    """Return rows of Test at the level that they have in Analyze."""
+    rows = []
+    for each in found:
+        level = Level.SHOULD if each.judged and not each.by_name else Level.INFO
+        mend = each.next_step.replace("exodus start test", "exodus start analyze")
+        row = check(each.check, each.ok, each.detail, level=level, why=each.why, next_step=mend)
+        rows.append({**row, "line": each.line})
+    return rows
+
+
+def _broken(what: str, exc: Exception) -> Checked:
+    if isinstance(exc, ExodusError):
+        return Checked(f"{what}: could be tried", False, exc.what, str(exc.why), str(exc.next_step))
+    return Checked(f"{what}: could be tried", False, str(exc) or type(exc).__name__)
