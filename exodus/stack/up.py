@@ -273,7 +273,11 @@ class _Stack:
             **given,
             "gateway": _gateway(wanted.topology),
             # Servers, gateways and the load's player share one machine: it measures no target.
-            "test_checks": {"load_times_max": 50.0, "latency_ms_added_max": 50.0},
+            "test_checks": {
+                "load_seconds": 0.5,
+                "load_times_max": 50.0,
+                "latency_ms_added_max": 50.0,
+            },
             **(wanted.options or {}),
         }
         write_private(home.migration_file, yaml.safe_dump(document, sort_keys=False))
