@@ -106,7 +106,8 @@ class ClusterWorld(World):
         nodes = [node.name for node in await self.engine.authority.each_node()]
         name = self.unscanned.pop() if self.unscanned else self.draw.choice(nodes)
         guard = self.engine.guard() if self.guarded else Guard()
-        copier: Copier = await self.engine.copier(guard, node=name)
+        node = await self.engine.authority.node(name)
+        copier: Copier = await self.engine.copier(guard, node=node)
         self.copiers.append(copier)
         positions = await journal.ends(self.store, 1)
         leg = await self.engine.authority.connect(name="scan", node=name)
