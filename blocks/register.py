@@ -162,6 +162,7 @@ def _undone(undo: list[Callable[[], object]]) -> bool:
                 if attempt + 1 == BLOCKS_REGISTER_TRIES:
                     print(lines(f"a block was not restored: {exc}"), file=sys.stderr)
                     return False
+                # The caller's thread waits: a half-restored block is worse than seconds.
                 time.sleep(BLOCKS_REGISTER_AGAIN_S)
             else:
                 break

@@ -7,7 +7,6 @@ from dataclasses import asdict
 from typing import Any
 
 from prefect import Task
-from redis.exceptions import RedisError
 
 from exodus.acceptance import (
     business,
@@ -20,10 +19,8 @@ from exodus.acceptance import (
     standing,
     trial_copy,
 )
-from exodus.acceptance.rows import Checked, not_done, told
+from exodus.acceptance.rows import FAILURES, Checked, broken, not_done, told
 from exodus.cutover.rehearsal_report import REPORT
-from exodus.errors import ExodusError
-from exodus.net.leg import ReplyError
 from exodus.plan.gate_checks import CheckLevel
 from exodus.rehearsal.rehearse import rehearse
 from tasks.checks import Level, check
@@ -52,8 +49,8 @@ def _gate_check(name: str, title: str) -> Callable[[Work], Task[[str], list[Json
                 return [_row(off, Level.INFO)]
             try:
                 found = await work(it)
-            except (ExodusError, ReplyError, RedisError, OSError, TimeoutError) as exc:
-                found = [_broken(name, exc)]
+            except FAILURES as exc:
+                found = [broken(name, exc)]
             return [_row(each, _level_of(each, _LEVELS[level])) for each in found]
 
         made: Task[[str], list[Json]] = kept_task(title)(opens_migration(rows))
@@ -66,14 +63,6 @@ def _level_of(found: Checked, level: Level) -> Level:
     if found.by_name:
         return Level.SHOULD
     return level if found.judged else Level.INFO
-
-
-def _broken(name: str, exc: Exception) -> Checked:
-    if isinstance(exc, ExodusError):
-        what, why, next_step = exc.what, exc.why, exc.next_step
-    else:
-        what, why, next_step = str(exc) or type(exc).__name__, "", "look at the log of this run"
-    return Checked(f"{name}: could be run", False, what, why, next_step)
 
 
 def _row(found: Checked, level: Level) -> Json:

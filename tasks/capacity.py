@@ -8,9 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from exodus.acceptance import load, logins
-from exodus.acceptance.rows import Checked
-from exodus.errors import ExodusError
-from exodus.net.leg import ReplyError
+from exodus.acceptance.rows import FAILURES, Checked, broken
 from exodus.plan.bounds import TASKS_CAPACITY_SECONDS
 from exodus.plan.gate_checks import CheckLevel
 from tasks.checks import Level, check
@@ -36,8 +34,8 @@ async def measure_capacity(it: Opened) -> Json:
     await it.store.drop_report(_STEPS)
     try:
         found = await load.check_load(plan, it.store, keep=_STEPS)
-    except (ExodusError, ReplyError, OSError, TimeoutError) as exc:
-        found = [_broken("load", exc)]
+    except FAILURES as exc:
+        found = [broken("load", exc)]
     steps = (await it.store.report(_STEPS) or {}).get("steps", [])
     return {"checks": _early(found), "steps": steps}
 
@@ -50,8 +48,8 @@ async def check_rights(it: Opened) -> list[Json]:
         return []
     try:
         return _early(await logins.check_rights(it.plan, it.store))
-    except (ExodusError, ReplyError, OSError, TimeoutError) as exc:
-        return _early([_broken("rights of users", exc)])
+    except FAILURES as exc:
+        return _early([broken("rights of users", exc)])
 
 
 def _early(found: Sequence[Checked]) -> list[Json]:
@@ -63,9 +61,3 @@ def _early(found: Sequence[Checked]) -> list[Json]:
         row = check(each.check, each.ok, each.detail, level=level, why=each.why, next_step=mend)
         rows.append({**row, "line": each.line})
     return rows
-
-
-def _broken(what: str, exc: Exception) -> Checked:
-    if isinstance(exc, ExodusError):
-        return Checked(f"{what}: could be tried", False, exc.what, str(exc.why), str(exc.next_step))
-    return Checked(f"{what}: could be tried", False, str(exc) or type(exc).__name__)

@@ -92,7 +92,8 @@ async def read_expiries(client: redis.Redis, keys: list[bytes]) -> list[int]:
         return [int(at) for at in await pipe.execute()]
     except (redis.ConnectionError, redis.TimeoutError):
         raise
-    except redis.RedisError:  # before Redis 7.0; a cluster client refuses the command by itself
+    except redis.RedisError:
+        # Redis 6.2 has no PEXPIRETIME. A cluster client does not even send it there.
         found: list[int] = []
         for key in keys:
             seconds, micros, left = map(int, await client.eval(_TIME_AND_TTL, 1, key))

@@ -51,17 +51,10 @@ _WORDS: dict[str, tuple[str, ...]] = {
 async def check_logins(plan: Plan, store: ControlStore) -> list[Checked]:
     """Check users, passwords, rights, and TLS of the target against the source's."""
     commands = await observed_commands(store)
-    acting = plan.acting(UserRole.SWITCH)  # who may change users, for the fence
-    source = await Endpoint(Side.SOURCE, acting.source).any_node()
-    # Users and certificates are each server's own, and a replica may be a master next.
-    servers = await Endpoint(Side.TARGET, acting.target).each_server()
+    source, servers = await _servers(plan)
 
     async def look(server: Node) -> list[Checked]:
-        async with (
-            await source.connect(name="exodus-smoke") as ours,
-            await server.connect(name="exodus-smoke") as theirs,
-        ):
-            rows = await _users(plan, ours, theirs, commands)
+        rows = await _users_on(plan, source, server, commands)
         rows += [await _mapped(server, login) for login in plan.logins]
         return rows + await _tls(plan, server)
 
@@ -70,8 +63,33 @@ async def check_logins(plan: Plan, store: ControlStore) -> list[Checked]:
 
 async def check_rights(plan: Plan, store: ControlStore) -> list[Checked]:
     """Check only whether each user may do on the target what was observed."""
-    found = await check_logins(plan, store)
-    return [row for row in found if row.check.startswith(_RIGHTS)]
+    commands = await observed_commands(store)
+    source, servers = await _servers(plan)
+
+    async def look(server: Node) -> list[Checked]:
+        rows = await _users_on(plan, source, server, commands)
+        return [row for row in rows if row.check.startswith(_RIGHTS)]
+
+    return await on_each(servers, look)
+
+
+async def _servers(plan: Plan) -> tuple[Node, list[Node]]:
+    """Return the source's node, and the target's servers: users and certificates are each server's
+    own, and a replica may be a master next.
+    """
+    acting = plan.acting(UserRole.SWITCH)  # who may change users, for the fence
+    source = await Endpoint(Side.SOURCE, acting.source).any_node()
+    return source, await Endpoint(Side.TARGET, acting.target).each_server()
+
+
+async def _users_on(
+    plan: Plan, source: Node, server: Node, commands: Iterable[str]
+) -> list[Checked]:
+    async with (
+        await source.connect(name="exodus-smoke") as ours,
+        await server.connect(name="exodus-smoke") as theirs,
+    ):
+        return await _users(plan, ours, theirs, commands)
 
 
 async def _users(plan: Plan, source: Leg, target: Leg, commands: Iterable[str]) -> list[Checked]:

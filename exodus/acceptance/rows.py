@@ -5,6 +5,10 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from hiredis import ReplyError
+from redis.exceptions import RedisError
+
+from exodus.errors import ExodusError
 from exodus.plan.bounds import ACCEPTANCE_NAMED
 from exodus.topology.node import Node
 
@@ -31,6 +35,19 @@ def not_done(check: str, why: str, next_step: str) -> Checked:
 def told(check: str, detail: str, *, line: str = "") -> Checked:
     """Return a row that is only shown."""
     return Checked(check, True, detail, judged=False, line=line)
+
+
+# What ends a check that cannot be run to its end.
+FAILURES = (ExodusError, ReplyError, RedisError, OSError, TimeoutError)
+
+
+def broken(name: str, exc: Exception) -> Checked:
+    """Return the row of a check that one of `FAILURES` ended: it has failed."""
+    if isinstance(exc, ExodusError):
+        what, why, next_step = exc.what, exc.why, exc.next_step
+    else:
+        what, why, next_step = str(exc) or type(exc).__name__, "", "look at the log of this run"
+    return Checked(f"{name}: could be run", False, what, why, next_step)
 
 
 async def on_each(

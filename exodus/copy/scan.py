@@ -106,7 +106,7 @@ async def plan_slices(endpoint: Endpoint, slices: int) -> list[Slice]:
 
 
 def nodes_in_turn(slices: Sequence[Slice]) -> list[Slice]:
-    """Return slices in an order in which those that are copied at a time are of different nodes."""
+    """Order slices so that neighbours are of different nodes: they are copied at the same time."""
     return sorted(slices, key=lambda piece: (piece.db, piece.index))  # stable: by node in each
 
 

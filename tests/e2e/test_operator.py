@@ -242,7 +242,7 @@ def test_a_finding_of_compare_is_accepted_by_its_name(
     assert "1 FINDING(S): resolve them, or accept each by name: nothing compared" in shell.said(
         "answer"
     )
-    done = shell.run("approve", "--yes", "--why", "nothing is said of the finding", "--wait")
+    done = shell.run("approve", "--yes", "--why", "the finding has no answer", "--wait")
     assert (done.returncode, "compare asks again" in done.stderr) == (1, True)
     assert "nothing compared" in done.stderr
     waiting = shell.status()["waiting"]

@@ -23,6 +23,7 @@ from tests.support.cluster_app import ClusterApp
 from tests.support.cluster_gateway import cluster_migration, gateway_process
 from tests.support.clusters import ClusterBox
 from tests.support.full import FULL
+from tests.support.local_migration import LocalMigration
 from tests.support.sentinels import ServiceBox
 from tests.support.servers import DatabaseServer
 from tests.support.wait import until
@@ -41,6 +42,15 @@ def slot_error(client: RedisCluster, *words: object) -> str:
     with pytest.raises(ResponseError) as refused:
         client.execute_command("CLUSTER", *words, target_nodes=node)
     return str(refused.value)
+
+
+async def agree(local: LocalMigration, app: ClusterApp) -> None:
+    """Check that the application met no error, and that both sides have all that it wrote."""
+    await local.drained()
+    assert app.errors == {}
+    for box in local.servers.values():
+        await asyncio.to_thread(app.check, box)
+    assert (await local.verify()).divergences == []
 
 
 @pytest.mark.parametrize("protocol", [2, 3])
@@ -114,11 +124,7 @@ async def test_a_cluster_client_follows_a_move_between_a_server_and_a_cluster(
                     await asyncio.to_thread(app.wait_more, 1_000)
                     await switch(local, to)
                 await asyncio.to_thread(app.wait_more, 1_000)
-            await local.drained()
-            assert app.errors == {}
-            for box in sides:
-                await asyncio.to_thread(app.check, box)
-            assert (await local.verify()).divergences == []
+            await agree(local, app)
 
 
 @pytest.mark.parametrize("way", ["to a cluster", "from a cluster"])
@@ -159,10 +165,6 @@ async def test_a_service_behind_sentinel_and_a_cluster_follow_each_other(
                     await asyncio.to_thread(app.wait_more, 1_000)
                     await switch(local, to)
                 await asyncio.to_thread(app.wait_more, 1_000)
-            await local.drained()
-            assert app.errors == {}
-            for box in sides:
-                await asyncio.to_thread(app.check, box)
-            assert (await local.verify()).divergences == []
+            await agree(local, app)
             (failover,) = await read_failovers(local.store)
             assert failover.side is service
