@@ -119,7 +119,10 @@ async def row_of(local: LocalMigration, command: str, outcome: str, count: int =
         (beat,) = await heartbeats(local.store, "comparer")
         return beat.facts.rows.get(command, {}).get(outcome, 0) >= count
 
-    await until(seen, within_s=15, otherwise=f"no {command} was counted as {outcome}")
+    try:
+        await until(seen, within_s=15, otherwise=f"no {command} was counted as {outcome}")
+    except AssertionError as exc:
+        raise AssertionError(exc, await heartbeats(local.store, "comparer")) from exc
 
 
 async def quiet(local: LocalMigration) -> None:
