@@ -75,9 +75,14 @@ async def _wait(it: Opened, epoch: int) -> None:
 
 
 async def _dropped(it: Opened) -> int:
-    """Return how many sampled requests no gateway could publish since it began."""
-    beats = await registry.heartbeats(it.store, "gateway")
-    return sum(beat.facts.shadow_dropped for beat in beats)
+    """Return how many sampled requests were not published, since the gateways began, or expired
+    before they were taken, in this sampling.
+    """
+    gateways = await registry.heartbeats(it.store, "gateway")
+    comparers = await registry.heartbeats(it.store, "comparer")
+    return sum(beat.facts.shadow_dropped for beat in gateways) + sum(
+        beat.facts.expired for beat in comparers
+    )
 
 
 async def _watch(it: Opened, seconds: float) -> list[Moment]:

@@ -141,6 +141,7 @@ class ComparerFacts(_Facts):
     # command → reason → requests that were not tried, where the reason is a particular one
     why_not_tried: dict[str, dict[str, int]] = Field(default_factory=dict)
     keys_unsettled: int = 0  # sampled keys that were written a moment ago
+    expired: int = 0  # sampled requests that expired before they were taken
     away_ms: int = 0  # for which no comparer ran since the sampling began
     keys: int = 0  # sampled keys
     keys_judged: int = 0  # of them, those of which a reply or the state was compared to the end

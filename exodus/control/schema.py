@@ -154,6 +154,7 @@ class Keys:
         self.ledger = self.prefix + "ledger"
         self.phase = self.prefix + "phase"
         self.shadow = self.prefix + "shadow"
+        self.shadow_published = self.prefix + "shadow:published"
         self.answers = self.prefix + "answers:"
         self.divergence = self.prefix + "divergence"
         self.divergence_values = self.prefix + "divergence:values"

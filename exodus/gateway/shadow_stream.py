@@ -53,7 +53,8 @@ class ShadowStream:
             self._pipe.close()
 
     async def _publish(self) -> None:
-        name, allowed, then, trimmed = self._store.keys.shadow, 0.0, monotonic(), 0.0
+        name, counter = self._store.keys.shadow, self._store.keys.shadow_published
+        allowed, then, trimmed = 0.0, monotonic(), 0.0
         add = ("XADD", name, "MAXLEN", "~", _KEPT_MAX, "*", "p")
         while True:
             await asyncio.sleep(SHADOW_STREAM_PUBLISH_EVERY_S)
@@ -78,8 +79,12 @@ class ShadowStream:
             ]
             try:
                 # All of them expire when no new one comes, also if this process ends here.
-                *_, last_id, _ = await self._pipe.transaction(
-                    [*commands, ("PEXPIRE", name, SHADOW_KEPT_MS)]
+                *_, last_id, _, _ = await self._pipe.transaction(
+                    [
+                        *commands,
+                        ("INCRBY", counter, len(found)),
+                        ("PEXPIRE", name, SHADOW_KEPT_MS),
+                    ]
                 )
                 if now - trimmed > SHADOW_STREAM_TRIM_EVERY_S:
                     trimmed = now

@@ -61,6 +61,7 @@ SHADOW_BYTES_PER_S_MAX = 2 * 1024 * 1024  # Of one gateway process, into the con
 SHADOW_ENTRY_PAIRS = 100  # Sampled pairs in one entry of the stream.
 SHADOW_KEPT_MS = 15_000  # Sampled pairs expire from the control store after this.
 COMPARE_SECONDS_MAX = 1.0  # A command that takes longer on the target is not tried again.
+COMPARE_STEP_TOLD_S = 5.0  # A step of comparing that takes longer is told.
 SHADOW_CLIENT_BYTES_MAX = 100  # A client's name in a sampled pair.
 CANARY_IN_FLIGHT_MAX = 10_000  # Reads without the follower's answer. More count as failing.
 

@@ -28,7 +28,7 @@ from typing import Any
 from exodus.cancellation import end_all
 from exodus.commands.table import CommandTable
 from exodus.control import journal
-from exodus.control.changes import Key, pack
+from exodus.control.changes import Key, id_order, pack
 from exodus.control.heartbeats import ComparerFacts, ComparerHeartbeat, ProcessKind, ProcessState
 from exodus.control.process import STORE_ERRORS, RouteFollower
 from exodus.control.route import Route
@@ -43,6 +43,7 @@ from exodus.plan.address import Cluster, Place
 from exodus.plan.bounds import (
     COMPARE_ENTRIES,
     COMPARE_LOOKS_S,
+    COMPARE_STEP_TOLD_S,
     COMPARE_WAIT_MS,
     COMPARE_WAIT_PENDING_MS,
 )
@@ -62,7 +63,7 @@ from exodus.shadow.rules import Rules
 from exodus.shadow.scratch import Scratch, remove_left, scratch_database
 from exodus.shadow.scratch_cluster import ClusterScratch
 from exodus.shadow.sweep import Sweep
-from exodus.shadow.tally import Tally
+from exodus.shadow.tally import Intake, Tally
 from exodus.shadow.trials import (
     Slow,
     TrialConnection,
@@ -107,6 +108,7 @@ class Comparer(RouteFollower):
         self._shadow_at: bytes | None = None  # the last sampled request that was taken
         self._told_until_ms = _ALWAYS  # up to which time sampled requests were taken
         self._tally = Tally()
+        self._intake = Intake()
         self._copies = CopiesState({})
         self._slow = Slow()
         self._baseline: Baseline | None = None
@@ -115,6 +117,7 @@ class Comparer(RouteFollower):
         self._writes = Writes()
         self._reporter: Reporter | None = None
         self._states_compared = 0
+        self._step_began: float | None = None  # by the event loop's clock
         self._behind = 0
         self._pending = 0
         self._sample = KeySample()
@@ -137,12 +140,13 @@ class Comparer(RouteFollower):
                 self._baseline, self._states_compared, self._away_ms = None, 0, 0
                 self._reporter, self._lost_before = None, 0
                 self._judge = self._replies = self._shadow_at = None
+                self._intake = Intake()
                 self._work = self._tasks.keep_running(partial(self._keep_comparing, route))
         self._beat_now.set()
 
     async def _stop_work(self) -> None:
         await end_all([self._work])
-        self._work = None
+        self._work = self._step_began = None
         self._opened = False
 
     async def _keep_comparing(self, route: Route) -> None:
@@ -162,6 +166,7 @@ class Comparer(RouteFollower):
                     self._why = ""
                     self._states.away("comparing", "", verbs=WAITS)
                     while True:
+                        self._step_began = asyncio.get_running_loop().time()
                         if self._sample != sample:
                             sample = self._sample
                             await copies.follow(sample)
@@ -172,6 +177,7 @@ class Comparer(RouteFollower):
                         self._pending = judge.pending + replies.waiting.total() + sweep.suspects
                         self._states_compared += sweep.taken()
             except (ExodusError, ReplyError, *STORE_ERRORS) as exc:
+                self._step_began = None
                 if self._judge is not None:
                     self._judge.give_up()
                 self._why = (
@@ -189,12 +195,13 @@ class Comparer(RouteFollower):
         if left is None:
             # What an earlier sampling seeded is not known to be a copy of now.
             await answered(store.client.delete(store.keys.sampling, store.keys.seeding))
-            shadow_at = await self._last_id()
+            shadow_at, published = await self._published()
+            self._intake = Intake(before=published)
             self._copies = CopiesState(await journal.ends(store, self._plan.partitions))
         else:
             shadow_at = left.shadow_at.encode()
             self._copies = await resume.copies_of(store, left)
-            self._tally = resume.tally_of(left)
+            self._tally, self._intake = resume.tally_of(left), Intake(**left.intake)
             self._baseline = Baseline(**left.baseline) if left.baseline else None
             self._states_compared, self._lost_before = left.states_compared, left.lost
             self._away_ms = left.away_ms + await store.now_ms() - left.at_ms
@@ -305,9 +312,14 @@ class Comparer(RouteFollower):
         user = self._plan.compare_user
         return place if user is None else user.at(place)
 
-    async def _last_id(self) -> bytes:
-        found = await answered(self._store.client.xrevrange(self._store.keys.shadow, count=1))
-        return found[0][0] if found else b"0-0"
+    async def _published(self) -> tuple[bytes, int]:
+        """Return the last entry of the shadow stream, and how many requests were published."""
+        names = self._store.keys
+        pipe = self._store.client.pipeline(transaction=True)
+        pipe.xrevrange(names.shadow, count=1)
+        pipe.get(names.shadow_published)
+        entries, count = await pipe.execute()
+        return entries[0][0] if entries else b"0-0", int(count or 0)
 
     async def _batch(self, judge: Judge, copies: SampledCopies) -> None:
         """Judge the next sampled requests, or keep the copies up while there are none."""
@@ -322,12 +334,16 @@ class Comparer(RouteFollower):
         self._told_until_ms = _ALWAYS
         if not found:
             self._behind = 0
+            last, published = await self._published()
+            if id_order(last) <= id_order(after):  # nothing came meanwhile
+                self._intake.published(published)
             await copies.keep_up()
             return
         entries = next(iter(found.values()))[0] if isinstance(found, dict) else found[0][1]
         exchanges = self._exchanges(entries)
         await judge.take(exchanges)
         self._behind = len(exchanges)
+        self._intake.taken += len(exchanges)
         if len(entries) == COMPARE_ENTRIES:  # more may be there
             self._told_until_ms = int(entries[-1][0].partition(b"-")[0])
         self._shadow_at = bytes(entries[-1][0])
@@ -385,6 +401,7 @@ class Comparer(RouteFollower):
             waiting={} if self._judge is None else dict(self._judge.waiting),
             writes_waiting={} if self._replies is None else dict(self._replies.waiting),
             states_compared=self._states_compared,
+            intake=asdict(self._intake),
             refused=self._copies.refused,
             lost=self._lost,
             lives=self._copies.lives,
@@ -393,6 +410,15 @@ class Comparer(RouteFollower):
         )
         await resume.save(self._store, sampling)
 
+    @property
+    def _slow_step(self) -> str:
+        """Return that a server keeps the work waiting; empty where it goes on."""
+        began = self._step_began
+        seconds = 0.0 if began is None else asyncio.get_running_loop().time() - began
+        if seconds < COMPARE_STEP_TOLD_S:
+            return ""
+        return f"a step of comparing takes {seconds:.0f} s already: a server answers slowly"
+
     def heartbeat(self, at_ms: int) -> ComparerHeartbeat:
         """What this process says of itself."""
         return ComparerHeartbeat(
@@ -400,7 +426,7 @@ class Comparer(RouteFollower):
             at_ms=at_ms,
             epoch=self._route.epoch,
             state=ProcessState.COMPARING if self._opened else ProcessState.IDLE,
-            why=self._store_why or self._tasks.why or self._why,
+            why=self._store_why or self._tasks.why or self._why or self._slow_step,
             facts=ComparerFacts(
                 behind=self._behind,
                 pending=self._pending,
@@ -410,6 +436,7 @@ class Comparer(RouteFollower):
                 by_error={name: dict(row) for name, row in self._tally.by_error.items()},
                 why_not_tried={name: dict(row) for name, row in self._tally.why_not.items()},
                 keys_unsettled=len(self._copies.histories),
+                expired=self._intake.expired,
                 away_ms=self._away_ms,
                 keys=len(self._copies.keys),
                 keys_judged=max(len(self._copies.judged), self._copies.judged_before),
@@ -425,6 +452,12 @@ class Comparer(RouteFollower):
 
     def metrics(self) -> Iterable[Sample]:
         """For Prometheus."""
+        yield (
+            "exodus_comparer_expired_total",
+            "sampled requests that expired before they were taken",
+            {},
+            self._intake.expired,
+        )
         for name, row in list(self._tally.rows.items()):
             for outcome, count in row.items():
                 yield (

@@ -39,6 +39,7 @@ class Sampling(BaseModel):
     writes_waiting: dict[str, int] = Field(default_factory=dict)  # command → replies to writes
     states_compared: int = 0
     refused: int = 0
+    intake: dict[str, int] = Field(default_factory=dict)
     lost: int = 0  # rows that the ledger had no room for
     away_ms: int = 0  # for which no comparer ran, so far
     lives: dict[str, str] = Field(default_factory=dict)  # side → the servers at the last copies

@@ -7,6 +7,19 @@ from dataclasses import dataclass, field
 
 
 @dataclass
+class Intake:
+    """How many sampled requests of one sampling reached the control store, and were taken there."""
+
+    before: int = 0  # had been published, by all gateways, when the sampling began
+    taken: int = 0
+    expired: int = 0  # before they were taken
+
+    def published(self, count: int) -> None:
+        """Note how many were published up to now, when none is left to be taken."""
+        self.expired = max(self.expired, count - self.before - self.taken)
+
+
+@dataclass
 class Tally:
     """What became of the exchanges of one sampling."""
 

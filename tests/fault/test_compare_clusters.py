@@ -35,7 +35,7 @@ from exodus.stack.servers import ServerKind
 from exodus.topology.rights import Wanted, rule_of, server_of
 from tests.support.cluster_gateway import cluster_migration
 from tests.support.clusters import ClusterBox
-from tests.support.comparing import comparing, counted, ledger, quiet, row_of
+from tests.support.comparing import beat_of, comparing, counted, ledger, quiet, row_of
 from tests.support.full import FULL
 from tests.support.local_migration import LocalMigration
 from tests.support.servers import DatabaseServer
@@ -158,11 +158,6 @@ def of_one_node(box: Box, names: list[str], prefix: str) -> dict[str, str]:
                 found[name] = key
                 break
     return found
-
-
-async def beat_of(local: LocalMigration) -> Any:
-    (beat,) = await heartbeats(local.store, "comparer")
-    return beat.facts
 
 
 PLANTED = {

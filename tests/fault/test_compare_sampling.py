@@ -4,14 +4,26 @@ not compared is counted.
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
 from exodus.control.registry import heartbeats
 from exodus.control.route import read_route
 from exodus.errors import DecisionRefused, OperatorError
+from exodus.gateway import shadow_stream
 from exodus.plan.vocabulary import Side
+from exodus.shadow import comparer
 from exodus.shadow.sampling import set_sample
-from tests.support.comparing import comparer_follows, comparing, counted, ledger, row_of
+from tests.support.comparing import (
+    beat_of,
+    comparer_follows,
+    comparing,
+    counted,
+    ledger,
+    quiet,
+    row_of,
+)
 from tests.support.local_migration import LocalMigration
 from tests.support.wait import until
 
@@ -98,6 +110,44 @@ async def test_what_is_left_out_is_counted_by_reason(local: LocalMigration) -> N
         assert await _left_out(local, "GET") == {"larger than is compared": 1}
         await app.set("other", "x" * 100_000)
         assert await _left_out(local, "SET") == {"larger than is compared": 1}
+
+
+async def test_what_expires_before_it_is_taken_is_counted(
+    local: LocalMigration, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The target stalls while Compare reads states there. Sampled requests are not kept so long."""
+    monkeypatch.setattr(shadow_stream, "SHADOW_KEPT_MS", 500)
+    monkeypatch.setattr(comparer, "COMPARE_STEP_TOLD_S", 1.0)
+    async with comparing(local):
+        app = local.app()
+        await app.set("k", "v")
+        await app.get("k")
+        await row_of(local, "GET", "equal")
+        await quiet(local)
+        assert (await beat_of(local)).expired == 0
+        local.servers[Side.TARGET].pause()
+        try:
+
+            async def told() -> bool:
+                (beat,) = await heartbeats(local.store, "comparer")
+                return "a step of comparing takes" in beat.why
+
+            await until(told, within_s=20, otherwise="nobody hears of the step")
+            await app.get("k")
+            await app.get("k")
+            await asyncio.sleep(1)
+        finally:
+            local.servers[Side.TARGET].resume()
+
+        async def counted_as_expired() -> bool:
+            return (await beat_of(local)).expired == 2
+
+        await until(counted_as_expired, within_s=15, otherwise="what expired is not counted")
+        await app.get("k")
+        await row_of(local, "GET", "equal", 2)
+        assert (await beat_of(local)).expired == 2
+        (beat,) = await heartbeats(local.store, "comparer")
+        assert not beat.why
 
 
 async def test_the_sample_is_changed_while_it_runs(local: LocalMigration) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 
 import orjson
 
+from exodus.control.heartbeats import ComparerFacts, ComparerHeartbeat
 from exodus.control.registry import heartbeats
 from exodus.control.route import read_route
 from exodus.net.client import answered
@@ -112,6 +113,13 @@ async def comparer_follows(local: LocalMigration) -> None:
         )
 
     await until(follows, within_s=10, otherwise="the comparer did not follow")
+
+
+async def beat_of(local: LocalMigration) -> ComparerFacts:
+    """Return what the comparer says of itself."""
+    (beat,) = await heartbeats(local.store, "comparer")
+    assert isinstance(beat, ComparerHeartbeat)
+    return beat.facts
 
 
 async def row_of(local: LocalMigration, command: str, outcome: str, count: int = 1) -> None:
