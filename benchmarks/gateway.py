@@ -75,18 +75,17 @@ def _started_gateway(
     return plan.gateway.port, rig.process("gateway", command, lambda: answers(plan.gateway.port))
 
 
-def _started_envoy(rig: Rig, source: Server, kind: str) -> tuple[int, psutil.Process] | None:
+def _envoy() -> Path:
+    """Return Envoy's program, to which the gateway is compared."""
     spec = find_spec("envoy")
-    if spec is None or not spec.submodule_search_locations:
-        return None
-    found = [
-        path
-        for place in spec.submodule_search_locations
-        for path in Path(place).rglob("envoy")
-        if path.is_file()
-    ]
+    places = () if spec is None else spec.submodule_search_locations or ()
+    found = [path for place in places for path in Path(place).rglob("envoy") if path.is_file()]
     if not found:
-        return None
+        sys.exit("Envoy, to which the gateway is compared, is missing: make bench NAME=gateway")
+    return found[0]
+
+
+def _started_envoy(rig: Rig, source: Server, kind: str) -> tuple[int, psutil.Process]:
     port = free_port()
     typed = "type.googleapis.com/envoy.extensions.filters.network"
     filters = {
@@ -136,7 +135,7 @@ def _started_envoy(rig: Rig, source: Server, kind: str) -> tuple[int, psutil.Pro
     file = rig.folder / f"{kind}.yaml"
     file.write_text(yaml.safe_dump(config))
     command = [
-        str(found[0]),
+        str(_envoy()),
         "-c",
         str(file),
         "--concurrency",
@@ -240,6 +239,7 @@ def measure(*, full: bool) -> list[Result]:
     """Return every proxy in turn, round by round, so that what else the machine does meets all of
     them.
     """
+    _envoy()  # not after minutes
     seconds, rounds = (6.0, 5) if full else (1.2, 3)
     runs: dict[str, list[dict[str, float]]] = {name: [] for name in _QUESTIONS}
     with Rig() as rig:

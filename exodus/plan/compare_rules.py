@@ -19,6 +19,7 @@ class ReplyRule(StrEnum):
     SCORED = "members with scores as numbers"  # in order; scores as numbers
     TIES = "ordered with ties"  # scores in order; members of one score in any order
     NUMERIC = "numeric tolerance"  # as numbers, with `relative` and `absolute`
+    MEMBERS = "members with numbers"  # in order, members exactly; their numbers as above
     APPROXIMATE = "approximate"  # one number, within the share `relative`
     EXPIRY = "expiry tolerance"  # as expiries, `expiry_ms` apart at most
     DRAWN = "drawn by lot"  # as many elements, whichever they are
@@ -27,7 +28,7 @@ class ReplyRule(StrEnum):
     NEVER = "never"  # not compared
 
 
-_TOLERANT = {ReplyRule.NUMERIC, ReplyRule.APPROXIMATE}
+_TOLERANT = {ReplyRule.NUMERIC, ReplyRule.MEMBERS, ReplyRule.APPROXIMATE}
 
 
 class CompareRule(BaseModel):

@@ -56,7 +56,7 @@ DEFAULTS = (
     _rule("ZPOPMIN ZPOPMAX", ReplyRule.SCORED),
     _rule("ZUNION ZINTER ZDIFF", ReplyRule.TIES),
     _rule("INCRBYFLOAT HINCRBYFLOAT ZADD ZINCRBY ZSCORE ZMSCORE", ReplyRule.NUMERIC),
-    _rule("ZMPOP", ReplyRule.NUMERIC),
+    _rule("ZMPOP", ReplyRule.MEMBERS),
     _rule("SPOP SRANDMEMBER HRANDFIELD ZRANDMEMBER", ReplyRule.DRAWN),
     _rule("GEODIST GEOPOS", ReplyRule.NUMERIC, relative=1e-11),
     _rule("PFCOUNT", ReplyRule.APPROXIMATE, relative=0.01),
@@ -69,7 +69,7 @@ _WITH_SCORES = (b"WITHSCORES", b"WITHSCORE")
 _SCORED = _rule("(with scores)", ReplyRule.SCORED)
 _EXACT = _rule("(any)", ReplyRule.EXACT)
 _UNSORTED = _rule("(unsorted)", ReplyRule.MULTISET)
-_SORTED = _rule("(sorted)", ReplyRule.NUMERIC, relative=1e-11)
+_SORTED = _rule("(sorted)", ReplyRule.MEMBERS, relative=1e-11)
 
 
 class Rules:
@@ -273,6 +273,28 @@ def _numeric(rule: CompareRule, here: object, there: object) -> bool:
     return _close(rule, canonical(here), canonical(there))
 
 
+def _members(rule: CompareRule, here: object, there: object) -> bool:
+    return _same_items(rule, canonical(here), canonical(there))
+
+
+def _same_items(rule: CompareRule, here: object, there: object) -> bool:
+    """Whether members are equal, alone or in a list that begins with a member and goes on with its
+    numbers. A member may look like a number, and is none: "10" is not "1e1".
+    """
+    if not isinstance(here, list) or not isinstance(there, list) or len(here) != len(there):
+        return here == there
+    return all(
+        one[:1] == other[:1] and _close(rule, one[1:], other[1:])
+        if _is_member(one) and _is_member(other)
+        else _same_items(rule, one, other)
+        for one, other in zip(here, there, strict=True)
+    )
+
+
+def _is_member(item: object) -> bool:
+    return isinstance(item, list) and bool(item) and not isinstance(item[0], list)
+
+
 def _expiry(rule: CompareRule, here: object, there: object) -> bool:
     """Negative numbers say that there is no key or no expiry. Seconds are told as they are."""
     one, other = _number(canonical(here)), _number(canonical(there))
@@ -298,6 +320,7 @@ _EQUAL: dict[ReplyRule, Callable[[CompareRule, object, object], bool]] = {
     ReplyRule.SCORED: _scores,
     ReplyRule.TIES: _ties,
     ReplyRule.NUMERIC: _numeric,
+    ReplyRule.MEMBERS: _members,
     ReplyRule.APPROXIMATE: _numeric,
     ReplyRule.EXPIRY: _expiry,
     ReplyRule.DRAWN: _drawn,

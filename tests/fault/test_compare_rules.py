@@ -104,6 +104,38 @@ async def test_geo_searches_have_no_order_unless_they_ask_for_one(local: LocalMi
     assert not rules.equivalent(asked[0], list(reversed(found[0][1])), found[1][1], asked)
 
 
+_IDS = b"123456789012", b"123456789013", b"10", b"1e1"
+
+
+@pytest.mark.parametrize("protocol", [2, 3])
+@pytest.mark.parametrize(("one", "other"), [_IDS[:2], _IDS[2:]])
+async def test_members_that_look_like_numbers_are_none(
+    modern: LocalMigration, protocol: int, one: bytes, other: bytes
+) -> None:
+    """Users' numbers, a share of 1e-11 apart: a tolerance of numbers took them for equal."""
+    rules = Rules()
+    geo = b"GEOSEARCH k FROMLONLAT 15 37 BYRADIUS 200 km ASC".split()
+    requests = [
+        geo,
+        [*geo, b"WITHDIST", b"WITHCOORD", b"WITHHASH"],
+        b"ZMPOP 1 z MIN COUNT 1".split(),
+        b"ZMPOP 1 z MIN COUNT 1".split(),
+    ]
+    found = []
+    for side, theirs in ((Side.SOURCE, one), (Side.TARGET, one), (Side.TARGET, other)):
+        async with await Leg.connect(modern.servers[side].address(), side, name="test") as leg:
+            await leg.call("HELLO", protocol)
+            await leg.call("FLUSHALL")
+            await leg.call("GEOADD", "k", "13.361389", "38.115556", theirs)
+            await leg.call("ZADD", "z", "1.1234567", theirs, "1.1234568", theirs + b"b", 2, "n")
+            found.append(await leg.pipeline(requests))
+    assert found[0][2] != found[2][2]
+    for request, here, same, different in zip(requests, *found, strict=True):
+        assert rules.of(request[0], request).rule is ReplyRule.MEMBERS
+        assert rules.equivalent(request[0], here, same, request), request
+        assert not rules.equivalent(request[0], here, different, request), request
+
+
 async def test_only_the_code_of_an_error_counts_where_a_rule_says_so(
     local: LocalMigration,
 ) -> None:
