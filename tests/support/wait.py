@@ -1,6 +1,7 @@
 """Waiting for a condition. A failure names what never happened.
 
-No test is about how soon. So each time allowed is for an idle machine, and a busy one gets more.
+No test is about how soon. So each time allowed is for an idle machine, and a busy one gets more. A
+condition that costs much is looked at less often: it would take the time of what it waits for.
 """
 
 from __future__ import annotations
@@ -10,15 +11,20 @@ import time
 from collections.abc import Awaitable, Callable
 
 PATIENCE = 3  # times `within_s`
+_PAUSE_MIN_S, _PAUSE_MAX_S = 0.02, 1.0
+_PAUSES = 4  # times what a look took
 
 
 def wait_until(condition: Callable[[], bool], *, within_s: float, otherwise: str) -> None:
     """Block until `condition()`; fail with `otherwise`."""
     deadline = time.monotonic() + within_s * PATIENCE
-    while not condition():
+    while True:
+        looked = time.monotonic()
+        if condition():
+            return
         if time.monotonic() > deadline:
             raise AssertionError(f"{otherwise} (within {within_s * PATIENCE} s)")
-        time.sleep(0.02)
+        time.sleep(_pause_s(looked))
 
 
 async def until(
@@ -26,7 +32,15 @@ async def until(
 ) -> None:
     """As `wait_until`, for coroutines."""
     deadline = time.monotonic() + within_s * PATIENCE
-    while not await condition():
+    while True:
+        looked = time.monotonic()
+        if await condition():
+            return
         if time.monotonic() > deadline:
             raise AssertionError(f"{otherwise} (within {within_s * PATIENCE} s)")
-        await asyncio.sleep(0.02)
+        await asyncio.sleep(_pause_s(looked))
+
+
+def _pause_s(looked: float) -> float:
+    """Return how long to wait after a look that began then."""
+    return min(_PAUSE_MAX_S, max(_PAUSE_MIN_S, _PAUSES * (time.monotonic() - looked)))
