@@ -8,9 +8,8 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-import pandas as pd
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from exodus.errors import OperatorError
@@ -28,6 +27,9 @@ from exodus.plan.bounds import (
 )
 from exodus.private_files import write_private
 from exodus.telemetry.counters import OTHER
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 VERSION = 1
 _PUBSUB = ("PUBLISH", "SPUBLISH", "SUBSCRIBE", "PSUBSCRIBE", "SSUBSCRIBE")
@@ -228,6 +230,8 @@ def frame_of(profile: Profile) -> pd.DataFrame:
         for (shape, pattern), row in profile.rows.items()
         if row.calls > row.own
     ]
+    import pandas as pd  # here: it costs each gateway and each command a second, and 40 MB
+
     frame = pd.DataFrame.from_records(rows, columns=_COLUMNS)
     return frame.sort_values(["calls", "shape", "pattern"], ascending=[False, True, True])
 
