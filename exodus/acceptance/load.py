@@ -43,7 +43,7 @@ _SHARES = {"p50": 0.5, "p99": 0.99}
 
 
 @dataclass
-class Step:
+class LoadStep:
     """One speed, and how the target took it."""
 
     speed: float
@@ -106,7 +106,7 @@ async def check_load(plan: Plan, store: ControlStore, *, keep: str = REPORT) -> 
         return [not_done("load", why, "exodus start pre-test while the applications work")]
     observed = (await store.report(LEARNT) or {}).get("commands", [])
     required = required_us(observed, plan.test_checks.load_times_max)
-    steps: list[Step] = []
+    steps: list[LoadStep] = []
     stopped = ""
     prefix = scratch_prefix(Random())  # noqa: S311 - a name, not a secret
     source = Endpoint(Side.SOURCE, plan.source)
@@ -171,9 +171,9 @@ async def _best(
     required: Mapping[str, Mapping[str, int]],
     prefix: bytes,
     speed: float,
-) -> Step:
+) -> LoadStep:
     """Play one speed, and again where it was slow: a target that is too slow is so each time."""
-    best: Step | None = None
+    best: LoadStep | None = None
     for _ in range(LOAD_PLAYS_MAX):
         step = await _step(plan, nodes, workload, required, prefix, speed)
         if best is None or step.order < best.order:
@@ -191,7 +191,7 @@ async def _step(
     required: Mapping[str, Mapping[str, int]],
     prefix: bytes,
     speed: float,
-) -> Step:
+) -> LoadStep:
     before = await _used(plan)
     played, _ = await play_on_each(
         nodes,
@@ -209,7 +209,7 @@ async def _step(
         if node in before
     ]
     busiest = max((cpu_s for cpu_s, _ in spent), default=0.0)
-    step = Step(
+    step = LoadStep(
         speed, played, busiest / max(played.seconds, 1e-9), sum(evicted for _, evicted in spent)
     )
     step.slower = _slower(played, required)
@@ -246,7 +246,7 @@ def _slower(played: Played, required: Mapping[str, Mapping[str, int]]) -> list[s
 
 def judge_load(
     workload: Workload,
-    steps: list[Step],
+    steps: list[LoadStep],
     required: Mapping[str, Mapping[str, int]],
     stopped: str,
 ) -> list[Checked]:
@@ -282,7 +282,7 @@ def _not_played(what: str, stopped: str) -> Checked:
     return not_done(what, stopped, "exodus start test when the source has less to do")
 
 
-def _judged(workload: Workload, step: Step) -> Checked:
+def _judged(workload: Workload, step: LoadStep) -> Checked:
     what = f"load: {step.speed:g} times the observed rate"
     row = step.row()
     detail = (

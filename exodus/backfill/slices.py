@@ -27,7 +27,7 @@ from exodus.control.checkpoint import ChunkRow, SliceProgress, load_progress, sa
 from exodus.control.route import read_route
 from exodus.copy.impact import Pace
 from exodus.copy.key import BatchReport, Copier
-from exodus.copy.payload import Packed, Sent, State
+from exodus.copy.payload import MigratedKeys, Packed, State
 from exodus.copy.scan import Slice
 from exodus.engine import Engine
 from exodus.errors import EpochEnded, NoRoom, SourceError, TargetError
@@ -61,7 +61,7 @@ class _Batch:
     """What one SCAN found; `last` ends its chunk."""
 
     chunk: _Chunk
-    states: Packed | Sent | list[State]
+    states: Packed | MigratedKeys | list[State]
     last: bool
 
 
@@ -220,7 +220,7 @@ class _SliceCopy:
             last = False
             while not last:
                 await pace.turn()
-                states: Packed | Sent | list[State]
+                states: Packed | MigratedKeys | list[State]
                 if lane is None:
                     cursor, keys, states = await copier.scan(
                         self._piece.db, cursor, BACKFILL_BATCH_KEYS, chunk.report

@@ -80,7 +80,7 @@ class Guard:
                 )
 
 
-class Ran(NamedTuple):
+class BatchReplies(NamedTuple):
     """What became of states that were written."""
 
     replies: list[Reply]
@@ -160,7 +160,7 @@ class GuardedLeg:
         body = packed.body()
         return await self.run(db, body, len(packed)), body
 
-    async def run_states(self, db: int, states: Sequence[State]) -> Ran:
+    async def run_states(self, db: int, states: Sequence[State]) -> BatchReplies:
         """Write states; see `run`."""
         bodies: list[bytes] = []
         counts: list[int] = []
@@ -169,7 +169,7 @@ class GuardedLeg:
             bodies.append(body)
             counts.append(count)
         body = b"".join(bodies)
-        return Ran(await self.run(db, body, sum(counts)), counts, body)
+        return BatchReplies(await self.run(db, body, sum(counts)), counts, body)
 
     def stage_of(self, key: bytes) -> bytes:
         """Return the hash tag of a staging key for `key`."""

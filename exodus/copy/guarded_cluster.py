@@ -28,7 +28,7 @@ from exodus.commands.key_slots import slot_of
 from exodus.commands.slots import LATER, is_redirect, tag_of
 from exodus.control.schema import cluster_guard_key
 from exodus.copy.cluster_grants import GUARD_SLOTS
-from exodus.copy.guard import FULL, DatabaseMissing, Guard, GuardedLeg, Ran, no_room
+from exodus.copy.guard import FULL, BatchReplies, DatabaseMissing, Guard, GuardedLeg, no_room
 from exodus.copy.payload import Packed, State, Uncarried
 from exodus.copy.value import Command
 from exodus.errors import EpochEnded, SourceError, TargetError
@@ -109,13 +109,13 @@ class GuardedCluster(GuardedLeg):
                 await self._run_pieces(db, pieces, replies)
         return replies, sent
 
-    async def run_states(self, db: int, states: Sequence[State]) -> Ran:
+    async def run_states(self, db: int, states: Sequence[State]) -> BatchReplies:
         """Write states; see `run_commands`."""
         each = [state.as_commands() for state in states]
         commands = [command for of in each for command in of]
         replies = await self._run_all(db, commands)
         sent = b"".join(word for one in commands for word in one if isinstance(word, bytes))
-        return Ran(replies, [len(of) for of in each], sent)
+        return BatchReplies(replies, [len(of) for of in each], sent)
 
     def stage_of(self, key: bytes) -> bytes:
         """Return the hash tag of a staging key for `key`: one of the same slot."""

@@ -26,7 +26,14 @@ from exodus.copy.filtered import filtered_keys
 from exodus.copy.guard import FULL, DatabaseMissing, Guard, no_room
 from exodus.copy.guarded_cluster import guarded_leg
 from exodus.copy.impact import Turn, unpaced
-from exodus.copy.payload import Packed, Sent, State, Uncarried, commands_for, field_expiry_commands
+from exodus.copy.payload import (
+    MigratedKeys,
+    Packed,
+    State,
+    Uncarried,
+    commands_for,
+    field_expiry_commands,
+)
 from exodus.copy.read import ReadMode, ScannedKey, clock_ms
 from exodus.copy.read_cluster import reader_of
 from exodus.copy.refoot import NEVER, crc64, refoot
@@ -454,7 +461,7 @@ class Copier:
     # ------------------------------------------------------------------ writing
 
     async def write(
-        self, db: int, states: Packed | Sent | Sequence[State], report: BatchReport
+        self, db: int, states: Packed | MigratedKeys | Sequence[State], report: BatchReport
     ) -> None:
         """Write states of the authority's database `db` under the guard; refused payloads are
         copied by type, large keys in pieces.
@@ -462,7 +469,7 @@ class Copier:
         if isinstance(states, Packed):
             await self._write_packed(db, states, report)
             return
-        if isinstance(states, Sent):
+        if isinstance(states, MigratedKeys):
             await self._write_expiries(db, states, report)
             states = states.others
         if not self._scope.renames:
@@ -541,7 +548,7 @@ class Copier:
             )
         await self._by_type_instead(db, db, refused, report)
 
-    async def _write_expiries(self, db: int, sent: Sent, report: BatchReport) -> None:
+    async def _write_expiries(self, db: int, sent: MigratedKeys, report: BatchReport) -> None:
         if not sent.keys:
             return
         body = sent.body()

@@ -30,7 +30,7 @@ from zlib import crc32
 
 import orjson
 
-from exodus.control.changes import Barrier, Key, Unreadable, pack, unpack
+from exodus.control.changes import Barrier, Key, UnreadableChanges, pack, unpack
 from exodus.plan.bounds import INTENT_SEGMENT_BYTES, INTENT_SEGMENTS_MAX
 from exodus.private_files import FILE_MODE, private_folder
 
@@ -269,7 +269,7 @@ def _read(raw: bytes, name: str, found: LoggedIntents) -> None:
                 found.gaps[body.decode(errors="replace")] = None
             else:
                 found.damage.append(f"{name} has a record of kind {kind}")
-        except Unreadable as exc:
+        except UnreadableChanges as exc:
             found.damage.append(f"{name}: {exc}")
     # A torn record has no kind, and nothing is behind it.
     torn = int.from_bytes(raw[at : at + 4], "little")

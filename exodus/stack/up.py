@@ -68,7 +68,7 @@ class TopologyKind(StrEnum):
 
 
 @dataclass
-class Wanted:
+class StackOptions:
     """What to start. A URL names a real server instead of an embedded one."""
 
     source_url: str | None = None
@@ -100,7 +100,7 @@ def urls(home: Home) -> dict[str, str]:
 
 def up(
     home: Home,
-    wanted: Wanted,
+    wanted: StackOptions,
     say: Callable[[str], None],
     *,
     serving: Callable[[], None] = lambda: None,
@@ -198,7 +198,7 @@ class _Stack:
             )
 
     def start(
-        self, wanted: Wanted, say: Callable[[str], None], serving: Callable[[], None]
+        self, wanted: StackOptions, say: Callable[[str], None], serving: Callable[[], None]
     ) -> None:
         home = self.home
         port = free_port()
@@ -230,7 +230,7 @@ class _Stack:
             deploying.result()
         wait_ready(worker, lambda: prefect.worker_online(home, port), within_s=60)
 
-    def _servers(self, wanted: Wanted) -> None:
+    def _servers(self, wanted: StackOptions) -> None:
         home = self.home
         given: dict[str, dict[str, Any]] = {}
         embedded = []

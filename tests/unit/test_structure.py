@@ -114,6 +114,16 @@ def test_nothing_of_the_product_is_there_for_tests_alone() -> None:
     assert unused == []
 
 
+def test_a_class_name_stands_for_one_thing() -> None:
+    """A reader who meets a class name in two modules must not have to ask which one is meant."""
+    modules: dict[str, list[str]] = {}
+    for path in (*_sources(), *_scripts()):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ClassDef):
+                modules.setdefault(node.name, []).append(str(path.relative_to(ROOT)))
+    assert {name: places for name, places in modules.items() if len(places) > 1} == {}
+
+
 def _names_of(node: ast.stmt) -> list[str]:
     if isinstance(node, ast.Assign):
         return [each.id for each in node.targets if isinstance(each, ast.Name)]
@@ -125,3 +135,7 @@ def _names_of(node: ast.stmt) -> list[str]:
 def _sources() -> list[Path]:
     folders = ("exodus", "flows", "tasks", "blocks")
     return [path for folder in folders for path in (ROOT / folder).rglob("*.py")]
+
+
+def _scripts() -> list[Path]:
+    return [path for folder in ("examples", "benchmarks") for path in (ROOT / folder).rglob("*.py")]

@@ -3,7 +3,7 @@ cimport cython
 
 from exodus.commands.table cimport Command
 from exodus.gateway.orders cimport Orders
-from exodus.gateway.session.leg cimport Leg
+from exodus.gateway.session.leg cimport SessionLeg
 from exodus.gateway.session.parts cimport SessionParts
 from exodus.gateway.session.pending cimport Pending
 from exodus.gateway.session.state cimport Prediction, SessionState
@@ -46,6 +46,6 @@ cdef class Admission:
     cdef _predict_end(self, Pending pending, list args, bytes raw)
     @cython.locals(state=SessionState, predicted=Prediction, transaction=Transaction)
     cdef _predict_exec(self, Pending pending)
-    @cython.locals(parts=SessionParts, leg=Leg, state=SessionState)
+    @cython.locals(parts=SessionParts, leg=SessionLeg, state=SessionState)
     cdef _predict_block(self, Pending pending, list args, bytes raw, double now)
     cdef _translate_cursor(self, Pending pending, list args)

@@ -6,7 +6,7 @@ from exodus.gateway.orders cimport Orders
 from exodus.gateway.session.admission cimport Admission
 from exodus.gateway.session.buffers cimport ReplyBuffer, RequestBuffer
 from exodus.gateway.session.effects cimport Effects
-from exodus.gateway.session.leg cimport Leg, UnreadTraffic
+from exodus.gateway.session.leg cimport SessionLeg, UnreadTraffic
 from exodus.gateway.session.matching cimport Matching
 from exodus.gateway.session.parts cimport SessionParts
 from exodus.gateway.session.pending cimport Pending, PendingQueue
