@@ -31,6 +31,7 @@ from exodus.plan.bounds import (
     LOAD_PLAYS_MAX,
     LOAD_PREPARED_BYTES_MAX,
     LOAD_SLACK_US,
+    LOAD_SPEEDS_REQUIRED,
 )
 from exodus.plan.plan import Plan
 from exodus.plan.vocabulary import Side
@@ -38,7 +39,6 @@ from exodus.topology.endpoint import Endpoint
 from exodus.topology.node import Node
 
 REPORT = "test.load"
-_REQUIRED = (1.0, 2.0)  # times the observed rate: what must hold
 _SHARES = {"p50": 0.5, "p99": 0.99}
 
 
@@ -128,7 +128,7 @@ async def check_load(plan: Plan, store: ControlStore, *, keep: str = REPORT) -> 
                     stopped = f"the impact budget ended it before {speed:g}x: {pace.why}"
                     break
                 steps.append(await _best(plan, nodes, workload, required, prefix, speed))
-                if not steps[-1].holds or (steps[-1].late and speed >= _REQUIRED[-1]):
+                if not steps[-1].holds or (steps[-1].late and speed >= LOAD_SPEEDS_REQUIRED[-1]):
                     break
         finally:
             theirs = await Endpoint(Side.TARGET, plan.target).each_node()
@@ -145,7 +145,7 @@ async def check_load(plan: Plan, store: ControlStore, *, keep: str = REPORT) -> 
 
 def _speeds(most: float) -> list[float]:
     """Return the speeds to try: those that are required, then twice as fast each time."""
-    found = list(_REQUIRED)
+    found = list(LOAD_SPEEDS_REQUIRED)
     while found[-1] * 2 <= most:
         found.append(found[-1] * 2)
     return found
@@ -251,11 +251,11 @@ def judge_load(
     stopped: str,
 ) -> list[Checked]:
     """Return the rows: one for each speed that must hold, and the headroom."""
-    rows = [_judged(workload, step) for step in steps if step.speed in _REQUIRED]
+    rows = [_judged(workload, step) for step in steps if step.speed in LOAD_SPEEDS_REQUIRED]
     tried = {step.speed for step in steps}
     rows += [
         _not_played(f"load: {speed:g} times the observed rate", stopped)
-        for speed in _REQUIRED
+        for speed in LOAD_SPEEDS_REQUIRED
         if speed not in tried
     ]
     held = [step.speed for step in steps if step.holds and not step.late]

@@ -11,6 +11,7 @@ import hashlib
 
 from exodus.commands.key_slots import SLOTS, slot_of
 from exodus.commands.keys import integer
+from exodus.plan.bounds import CLUSTER_BUS_PORTS, PORT_MAX
 from exodus.resp.tree import ReplyElement, array, bulk, number, parse, render
 
 _OK = b"+OK\r\n"
@@ -27,8 +28,6 @@ _ARGUMENTS = {
     b"SLAVES": 1,
     b"COUNT-FAILURE-REPORTS": 1,
 }
-_BUS = 10_000
-_PORT_MAX = 65_535
 _INFO = (
     "cluster_enabled:1\r\ncluster_state:ok\r\n"
     f"cluster_slots_assigned:{SLOTS}\r\ncluster_slots_ok:{SLOTS}\r\n"
@@ -133,7 +132,7 @@ def _text(protocol: int, text: str) -> ReplyElement:
 
 
 def _line(host: str, port: int, ident: str) -> str:
-    bus = port + _BUS if port + _BUS <= _PORT_MAX else port
+    bus = port + CLUSTER_BUS_PORTS if port + CLUSTER_BUS_PORTS <= PORT_MAX else port
     return f"{ident} {host}:{port}@{bus} myself,master - 0 0 1 connected 0-{SLOTS - 1}\n"
 
 

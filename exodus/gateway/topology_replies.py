@@ -11,11 +11,10 @@ import ipaddress
 from typing import NamedTuple, Protocol
 
 from exodus.plan.address import place_of
+from exodus.plan.bounds import CLUSTER_BUS_PORTS, PORT_MAX
 from exodus.resp.tree import ReplyElement, array, bulk, number, parse, render
 
 NAMES_NODES = frozenset({b"SLOTS", b"SHARDS", b"NODES", b"REPLICAS", b"SLAVES"})
-_BUS = 10_000  # from a port to that of the cluster bus, where nothing else is set
-_PORT_MAX = 65_535
 _NOT_UNDERSTOOD = b"-ERR the gateway does not understand this server's reply to CLUSTER %b\r\n"
 _WHERE = frozenset({"port", "tls-port", "ip", "endpoint", "hostname"})  # fields of CLUSTER SHARDS
 _NODE_FIELDS = 8  # of a line of CLUSTER NODES, before the slots
@@ -157,7 +156,7 @@ def _line(line: str, nodes: NodeFinder) -> str | None:
     told = nodes.told(node_id, places, slot)
     if told is None:
         return None
-    bus = told.port + _BUS if told.port + _BUS <= _PORT_MAX else told.port
+    bus = told.port + CLUSTER_BUS_PORTS if told.port + CLUSTER_BUS_PORTS <= PORT_MAX else told.port
     name = "" if _is_ip(told.host) else told.host
     ip = nodes.ip if name else told.host
     kept = [each for each in more if each.startswith("shard-id=")]

@@ -31,6 +31,7 @@ from exodus.observe.templates import (
 from exodus.observe.workload import Operation, Pattern, Workload
 from exodus.plan.bounds import (
     COMPOSER_DEFAULT_EXPIRY_MS,
+    COMPOSER_KEY_BYTES,
     PLAYED_KEYS_MAX,
     PLAYED_PREPARED_BYTES_MAX,
     PLAYED_UNIT_REQUESTS_MAX,
@@ -41,7 +42,6 @@ from exodus.resp.encode import encode
 _TRANSACTION = ("MULTI", "EXEC", "DISCARD")
 _SET_UP = ("AUTH", "HELLO", "CLIENT", "SELECT", "QUIT", "RESET")  # of a connection
 _APART = (*_TRANSACTION, *_SET_UP)  # are played in another way, or with each connection
-_KEY_BYTES = 60  # of a key and its bookkeeping, where prepared bytes are estimated
 
 
 class ComposedRequest(NamedTuple):
@@ -238,7 +238,7 @@ class Composer:
             keys = self._keys[name]
             for rank in range(keys.distinct):
                 size = min(sizes.draw(self._draw) if sizes else 1, PLAYED_VALUE_BYTES_MAX)
-                room -= size + _KEY_BYTES
+                room -= size + COMPOSER_KEY_BYTES
                 if room < 0:
                     return
                 if self._draw.random() < found_share:

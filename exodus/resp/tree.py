@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from exodus.plan.bounds import REPLY_DEPTH_MAX
+
 _LINES, _BULKS, _AGGREGATES = b"+-:_#,(", b"$=!", b"*~>%"
 _PAIRS = b"%"
-_DEPTH_MAX = 16
 
 
 @dataclass
@@ -79,7 +80,7 @@ def render(part: ReplyElement) -> bytes:
 
 
 def _part(frame: bytes, at: int, depth: int) -> tuple[ReplyElement, int]:
-    if depth > _DEPTH_MAX:
+    if depth > REPLY_DEPTH_MAX:
         raise ValueError("a reply that is too deep")
     kind, end = frame[at : at + 1], frame.index(b"\r\n", at)
     line, at = frame[at + 1 : end], end + 2
