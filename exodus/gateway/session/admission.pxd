@@ -24,10 +24,12 @@ cdef class Admission:
     @cython.locals(parts=SessionParts, certain=bint, in_multi=bint, named=bint)
     cdef bint must_wait(self, Command command, list args) except -1
     @cython.locals(parts=SessionParts, args=list, pending=Pending, transaction=Transaction)
-    cdef Pending admit(self, Command command, Request request, bytes buffered, Py_ssize_t start, Py_ssize_t end, double now)
+    cdef Pending admit(self, Command command, Request request, bytes buffered, Py_ssize_t start,
+                       Py_ssize_t end, double now)
     @cython.locals(command=Command)
     cdef _note_misfit(self, Pending pending, list args, Transaction transaction)
-    @cython.locals(parts=SessionParts, command=Command, orders=Orders, keys=list, first=bytes, predicted=Prediction, sampled=bint)
+    @cython.locals(parts=SessionParts, command=Command, orders=Orders, keys=list, first=bytes,
+                   predicted=Prediction, sampled=bint)
     cdef _pick(self, Pending pending, list args, bytes buffered, Py_ssize_t start, Py_ssize_t end)
     @cython.locals(parts=SessionParts, command=Command)
     cpdef _why_not_picked(self, Pending pending, bint whole)
