@@ -130,7 +130,6 @@ LARGE_ELEMENTS = 10_000  # The same, where a server does not report the memory o
 CHUNK_BYTES = 512 * 1024  # Of a large key, in one command.
 CHUNK_ELEMENTS = 1_000
 MIGRATE_TIMEOUT_MS = 1_000  # The source is blocked while the target does not answer a MIGRATE.
-CHUNKS_KEPT = 100_000  # Rows of chunks that a backfill keeps.
 HEAVY_BYTES = 64 * 1024  # The copies of a key with a larger payload are counted one by one.
 HEAVY_KEYS_MAX = 1_000
 
