@@ -161,7 +161,6 @@ class Pace:
         self._resting = False
         self._told = ""
         self.turns_delayed = 0
-        self.seconds_delayed = 0.0
 
     @property
     def why(self) -> str:
@@ -207,7 +206,6 @@ class Pace:
             self._measured()
         if self._governor.pause_s:
             self.turns_delayed += 1
-            self.seconds_delayed += self._governor.pause_s
             await asyncio.sleep(self._governor.pause_s)
 
     def _measured(self) -> None:

@@ -8,7 +8,6 @@ They use `default` without a password, in this local stack only.
 from __future__ import annotations
 
 import socket
-import subprocess
 import sys
 from dataclasses import dataclass
 from enum import StrEnum
@@ -179,10 +178,3 @@ def answers(port: int) -> bool:
             return said.startswith((b"+PONG", b"-NOAUTH"))
     except OSError:
         return False
-
-
-def version_of(kind: ServerKind) -> str:
-    """Return the version text of the binary."""
-    return subprocess.run(  # noqa: S603 - a binary of an installed package
-        [str(binary(kind)), "--version"], capture_output=True, text=True, check=True
-    ).stdout.strip()
