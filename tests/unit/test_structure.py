@@ -74,6 +74,23 @@ def test_unit_tests_mirror_the_tree() -> None:
     assert missing == []
 
 
+def test_a_room_with_logic_has_unit_tests() -> None:
+    """Rooms whose every module awaits something are tested on real servers, in `tests/fault`."""
+    rooms = {
+        path.relative_to(ROOT / "exodus").parts[0]
+        for path in (ROOT / "exodus").glob("*/**/*.py")
+        if _is_logic(ast.parse(path.read_text()))
+    }
+    tests = ROOT / "tests/unit/exodus"
+    assert [room for room in sorted(rooms) if not list((tests / room).glob("test_*.py"))] == []
+
+
+def _is_logic(tree: ast.Module) -> bool:
+    nodes = list(ast.walk(tree))
+    waits = any(isinstance(node, (ast.AsyncFunctionDef, ast.Await)) for node in nodes)
+    return not waits and any(isinstance(node, ast.FunctionDef) for node in nodes)
+
+
 def test_lua_is_in_files_of_a_hundred_columns() -> None:
     """A probe of one line may stand where it is used."""
     for path in (ROOT / "exodus").rglob("*.lua"):
