@@ -149,8 +149,6 @@ class Shapes:
     def __init__(self, table: CommandTable, *, hashed: bool = False) -> None:
         self.table = table
         self._hashed = hashed  # words of patterns are hashed, but those of Exodus's own keys
-        self.shapes_dropped = 0  # requests whose shape was one too many
-        self.patterns_dropped = 0
         self._shapes: dict[tuple[Command, int, tuple[bytes, ...]], str] = {}
         self._names: dict[Command, str] = {}
         self._patterns: dict[str, str] = {}
@@ -202,7 +200,6 @@ class Shapes:
         shape = self._shapes.get((command, exact, words))
         if shape is None:
             if len(self._shapes) >= SHAPES_MAX:
-                self.shapes_dropped += 1
                 return OTHER
             spelled = " ".join([name.replace("|", " "), *(word.decode() for word in words)])
             shape = self._shapes[command, exact, words] = f"{spelled} /{arity_class(count)}"
@@ -213,7 +210,6 @@ class Shapes:
         kept = self._patterns.get(pattern)
         if kept is None:
             if len(self._patterns) >= KEY_PATTERNS_MAX:
-                self.patterns_dropped += 1
                 return OTHER
             kept = hashed_words(pattern) if self._hashed and not is_own(key) else pattern
             self._patterns[pattern] = kept
