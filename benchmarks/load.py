@@ -20,7 +20,7 @@ from exodus.resp.encode import encode
 _KEYS = 1000
 
 
-class _Client(asyncio.Protocol):
+class _LoadClient(asyncio.Protocol):
     def __init__(
         self,
         batches: list[bytes],
@@ -95,7 +95,7 @@ async def _run(options: argparse.Namespace) -> dict[str, float]:
     for end in ends:
         await loop.create_connection(
             partial(
-                _Client,
+                _LoadClient,
                 batches,
                 one_reply * options.pipeline,
                 began + options.seconds,

@@ -26,11 +26,11 @@ _GET_REPLY_BYTES = len(b"$100\r\n") + 100 + 2
 _KEYS = 2_000
 
 
-def _same(client: _Client) -> _Client:
+def _same(client: _SteadyClient) -> _SteadyClient:
     return client
 
 
-class _Client(asyncio.Protocol):
+class _SteadyClient(asyncio.Protocol):
     def __init__(
         self, kind: str, number: int, per_batch: int, found: list[tuple[float, float, str]]
     ) -> None:
@@ -68,10 +68,10 @@ class _Client(asyncio.Protocol):
 async def _run(options: argparse.Namespace) -> list[tuple[float, float, str]]:
     loop = asyncio.get_running_loop()
     found: list[tuple[float, float, str]] = []
-    clients: list[_Client] = []
+    clients: list[_SteadyClient] = []
     for number in range(options.writers + options.readers):
         kind = "write" if number < options.writers else "read"
-        client = _Client(kind, number, options.batch, found)
+        client = _SteadyClient(kind, number, options.batch, found)
         await loop.create_connection(
             partial(_same, client),
             "127.0.0.1",
@@ -81,7 +81,7 @@ async def _run(options: argparse.Namespace) -> list[tuple[float, float, str]]:
     every_s = options.writers * options.batch / options.per_s
     stop = asyncio.Event()
 
-    async def beat(client: _Client, offset: float, every: float) -> None:
+    async def beat(client: _SteadyClient, offset: float, every: float) -> None:
         due = loop.time() + offset
         while not stop.is_set():
             await asyncio.sleep(max(0.0, due - loop.time()))

@@ -52,7 +52,7 @@ from exodus.rehearsal.journal_proof import prove_listeners
 from exodus.rehearsal.nodes import find_nodes
 from exodus.topology.endpoint import Endpoint
 from exodus.topology.pair_checks import empty_database
-from exodus.verify.parts import Found, Part, merge_parts, plan_parts, read_part
+from exodus.verify.parts import Found, VerifyPart, merge_parts, plan_parts, read_part
 from exodus.verify.reconcile import KEPT, dead_letters, keys_of, mark_differing, reconcile, repair
 from tasks.budget import budget_heard
 from tasks.context import Json, Opened, live_task, opens_migration
@@ -286,7 +286,7 @@ async def compare_part(it: Opened, part: Json) -> Json:
     """Compare the slices of one part, on the worker that takes it."""
     async with budget_heard(it.store):
         engine = await open_engine(it.store, it.plan.acting(UserRole.VERIFIER))
-        found = await read_part(engine, Part.model_validate(part))
+        found = await read_part(engine, VerifyPart.model_validate(part))
         return {
             **found.model_dump(mode="json"),
             "worker": f"{socket.gethostname()}:{os.getpid()}",

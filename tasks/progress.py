@@ -34,7 +34,7 @@ from tasks.context import connect, load, plan_of
 from tasks.evidence import artifact_key
 
 
-class Watched(threading.Thread):
+class ProgressThread(threading.Thread):
     """Shows the progress of bulk work every `PROGRESS_EVERY_S`.
 
     It appears in an artifact, in the run's log, and in the control store for `exodus status`.
@@ -131,7 +131,7 @@ def watched(
     look: Callable[[ControlStore, Plan], Awaitable[ProgressSample | None]],
 ) -> Iterator[None]:
     """Show the progress of bulk work while the context is open."""
-    watching = Watched(migration, phase, what, look)
+    watching = ProgressThread(migration, phase, what, look)
     watching.start()
     try:
         yield

@@ -16,7 +16,7 @@ from exodus.observe.capture import is_capture
 from exodus.observe.traffic_copy import (
     PROBED_PATTERN,
     PROBED_PATTERNS,
-    Watched,
+    WatchedTraffic,
     watch_monitor,
     watch_packets,
 )
@@ -58,7 +58,7 @@ async def watch_copy(it: Opened, seconds: float | None) -> Json:
     return report
 
 
-async def _watched(it: Opened, seconds: float) -> Watched:
+async def _watched(it: Opened, seconds: float) -> WatchedTraffic:
     table = (await load_table(it.plan)).commands
     folder, nodes = it.plan.capture_folder, await it.endpoint(Side.SOURCE).each_node()
     if folder is None:

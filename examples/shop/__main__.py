@@ -18,7 +18,7 @@ from examples.shop.check import check
 from examples.shop.model import Model
 from examples.shop.place import Place, connect
 from examples.shop.preload import preload
-from examples.shop.workload import Tally, Writer, consume_jobs, produce_jobs
+from examples.shop.workload import Writer, WriterTally, consume_jobs, produce_jobs
 
 _WRITERS = 6
 _JOBS_PER_S = 20.0
@@ -31,7 +31,7 @@ async def run(args: argparse.Namespace) -> int:
     for name in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(name, stop.set)
     model = Model(seed=args.seed, keys=args.keys, began_ms=int(time.time() * 1000))
-    tally = Tally(rides_failovers=args.ride_failovers)
+    tally = WriterTally(rides_failovers=args.ride_failovers)
     place = Place(args.url, args.url_file)
     client = connect(place.url)
     await preload(client, model)

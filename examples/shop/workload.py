@@ -41,7 +41,7 @@ return redis.call('INCRBY', KEYS[2], ARGV[1])
 
 
 @dataclass
-class Tally:
+class WriterTally:
     """What all writers together met."""
 
     acknowledged: int = 0
@@ -72,7 +72,7 @@ class Writer:
         number: int,
         place: Place,
         model: Model,
-        tally: Tally,
+        tally: WriterTally,
         *,
         writers: int,
         client: redis.Redis | None = None,
@@ -493,7 +493,7 @@ async def _moved(client: redis.Redis, url: str, place: Place) -> tuple[redis.Red
 
 
 async def produce_jobs(
-    place: Place, model: Model, tally: Tally, stop: asyncio.Event, per_s: float
+    place: Place, model: Model, tally: WriterTally, stop: asyncio.Event, per_s: float
 ) -> None:
     """Push unique job ids."""
     url, number = place.url, 0
@@ -514,7 +514,7 @@ async def produce_jobs(
     await client.aclose()
 
 
-async def consume_jobs(place: Place, model: Model, tally: Tally, stop: asyncio.Event) -> None:
+async def consume_jobs(place: Place, model: Model, tally: WriterTally, stop: asyncio.Event) -> None:
     """Take jobs with a blocking pop; each at most once."""
     url = place.url
     client = connect(url)

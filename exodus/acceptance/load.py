@@ -31,6 +31,7 @@ from exodus.plan.bounds import (
     LOAD_PLAYS_MAX,
     LOAD_PREPARED_BYTES_MAX,
     LOAD_SLACK_US,
+    LOAD_SPEEDS_REQUIRED,
 )
 from exodus.plan.plan import Plan
 from exodus.plan.vocabulary import Side
@@ -38,12 +39,11 @@ from exodus.topology.endpoint import Endpoint
 from exodus.topology.node import Node
 
 REPORT = "test.load"
-_REQUIRED = (1.0, 2.0)  # times the observed rate: what must hold
 _SHARES = {"p50": 0.5, "p99": 0.99}
 
 
 @dataclass
-class Step:
+class LoadStep:
     """One speed, and how the target took it."""
 
     speed: float
@@ -106,7 +106,7 @@ async def check_load(plan: Plan, store: ControlStore, *, keep: str = REPORT) -> 
         return [not_done("load", why, "exodus start pre-test while the applications work")]
     observed = (await store.report(LEARNT) or {}).get("commands", [])
     required = required_us(observed, plan.test_checks.load_times_max)
-    steps: list[Step] = []
+    steps: list[LoadStep] = []
     stopped = ""
     prefix = scratch_prefix(Random())  # noqa: S311 - a name, not a secret
     source = Endpoint(Side.SOURCE, plan.source)
@@ -128,7 +128,7 @@ async def check_load(plan: Plan, store: ControlStore, *, keep: str = REPORT) -> 
                     stopped = f"the impact budget ended it before {speed:g}x: {pace.why}"
                     break
                 steps.append(await _best(plan, nodes, workload, required, prefix, speed))
-                if not steps[-1].holds or (steps[-1].late and speed >= _REQUIRED[-1]):
+                if not steps[-1].holds or (steps[-1].late and speed >= LOAD_SPEEDS_REQUIRED[-1]):
                     break
         finally:
             theirs = await Endpoint(Side.TARGET, plan.target).each_node()
@@ -145,7 +145,7 @@ async def check_load(plan: Plan, store: ControlStore, *, keep: str = REPORT) -> 
 
 def _speeds(most: float) -> list[float]:
     """Return the speeds to try: those that are required, then twice as fast each time."""
-    found = list(_REQUIRED)
+    found = list(LOAD_SPEEDS_REQUIRED)
     while found[-1] * 2 <= most:
         found.append(found[-1] * 2)
     return found
@@ -171,9 +171,9 @@ async def _best(
     required: Mapping[str, Mapping[str, int]],
     prefix: bytes,
     speed: float,
-) -> Step:
+) -> LoadStep:
     """Play one speed, and again where it was slow: a target that is too slow is so each time."""
-    best: Step | None = None
+    best: LoadStep | None = None
     for _ in range(LOAD_PLAYS_MAX):
         step = await _step(plan, nodes, workload, required, prefix, speed)
         if best is None or step.order < best.order:
@@ -191,7 +191,7 @@ async def _step(
     required: Mapping[str, Mapping[str, int]],
     prefix: bytes,
     speed: float,
-) -> Step:
+) -> LoadStep:
     before = await _used(plan)
     played, _ = await play_on_each(
         nodes,
@@ -209,7 +209,7 @@ async def _step(
         if node in before
     ]
     busiest = max((cpu_s for cpu_s, _ in spent), default=0.0)
-    step = Step(
+    step = LoadStep(
         speed, played, busiest / max(played.seconds, 1e-9), sum(evicted for _, evicted in spent)
     )
     step.slower = _slower(played, required)
@@ -246,16 +246,16 @@ def _slower(played: Played, required: Mapping[str, Mapping[str, int]]) -> list[s
 
 def judge_load(
     workload: Workload,
-    steps: list[Step],
+    steps: list[LoadStep],
     required: Mapping[str, Mapping[str, int]],
     stopped: str,
 ) -> list[Checked]:
     """Return the rows: one for each speed that must hold, and the headroom."""
-    rows = [_judged(workload, step) for step in steps if step.speed in _REQUIRED]
+    rows = [_judged(workload, step) for step in steps if step.speed in LOAD_SPEEDS_REQUIRED]
     tried = {step.speed for step in steps}
     rows += [
         _not_played(f"load: {speed:g} times the observed rate", stopped)
-        for speed in _REQUIRED
+        for speed in LOAD_SPEEDS_REQUIRED
         if speed not in tried
     ]
     held = [step.speed for step in steps if step.holds and not step.late]
@@ -282,7 +282,7 @@ def _not_played(what: str, stopped: str) -> Checked:
     return not_done(what, stopped, "exodus start test when the source has less to do")
 
 
-def _judged(workload: Workload, step: Step) -> Checked:
+def _judged(workload: Workload, step: LoadStep) -> Checked:
     what = f"load: {step.speed:g} times the observed rate"
     row = step.row()
     detail = (

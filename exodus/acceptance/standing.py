@@ -9,7 +9,7 @@ from typing import Any
 from exodus.acceptance.rows import Checked, of_nodes, told
 from exodus.commands.key_slots import SLOTS
 from exodus.cutover.beside_keys import compare
-from exodus.cutover.beside_rows import Row, StateOutcome
+from exodus.cutover.beside_rows import BesideRow, StateOutcome
 from exodus.cutover.beside_settings import SETTINGS
 from exodus.net.info import info_of
 from exodus.net.leg import Leg, ReplyError
@@ -81,7 +81,7 @@ async def _info(leg: Leg) -> dict[str, str]:
     return info_of(await leg.call("INFO"))
 
 
-def _beside(row: Row) -> Checked:
+def _beside(row: BesideRow) -> Checked:
     name = f"setting {row.what}" if row.what in _NAMES else row.what
     detail = f"{row.authority or '-'} on the source, {row.follower or '-'} on the target"
     differs = row.outcome is StateOutcome.DIFFERS and row.what in _JUDGED

@@ -27,7 +27,7 @@ from collections.abc import Callable, Sequence
 from exodus.cancellation import end_all
 from exodus.copy.guard import FULL, GuardedLeg, no_room
 from exodus.copy.key import BatchReport, Copier, CopyMethod
-from exodus.copy.payload import Sent
+from exodus.copy.payload import MigratedKeys
 from exodus.copy.read import Batch, Reader, ReadMode
 from exodus.copy.value import Command
 from exodus.engine import Engine
@@ -190,7 +190,7 @@ class MigrateLane:
 
     async def scan(
         self, db: int, cursor: int, report: BatchReport, *, more: Callable[[int, int], bool]
-    ) -> tuple[int, list[bytes], Sent]:
+    ) -> tuple[int, list[bytes], MigratedKeys]:
         """Do one SCAN call; return the next cursor, the keys, and what is still to be written.
 
         Args:
@@ -227,7 +227,7 @@ class MigrateLane:
         for key in others:
             expiries.pop(key, None)
         states = await self._copier.read(db, list(others), report) if others else []
-        return following, batch.keys, Sent(list(expiries), list(expiries.values()), states)
+        return following, batch.keys, MigratedKeys(list(expiries), list(expiries.values()), states)
 
     async def _look(self, db: int, cursor: int, report: BatchReport) -> tuple[int, Batch]:
         if self._ahead is not None:

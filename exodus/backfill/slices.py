@@ -23,11 +23,11 @@ from functools import partial
 from exodus import gc_tuning
 from exodus.backfill.migrate import MigrateLane, open_migrate_lane
 from exodus.cancellation import end_all
-from exodus.control.checkpoint import ChunkRow, SliceProgress, load_progress, save_progress
+from exodus.control.checkpoint import SliceProgress, load_progress, save_progress
 from exodus.control.route import read_route
 from exodus.copy.impact import Pace
 from exodus.copy.key import BatchReport, Copier
-from exodus.copy.payload import Packed, Sent, State
+from exodus.copy.payload import MigratedKeys, Packed, State
 from exodus.copy.scan import Slice
 from exodus.engine import Engine
 from exodus.errors import EpochEnded, NoRoom, SourceError, TargetError
@@ -53,7 +53,6 @@ class _Chunk:
     scans: int = 0
     cursor: int = 0
     ended: bool = False
-    began: float = field(default_factory=time.monotonic)
 
 
 @dataclass
@@ -61,7 +60,7 @@ class _Batch:
     """What one SCAN found; `last` ends its chunk."""
 
     chunk: _Chunk
-    states: Packed | Sent | list[State]
+    states: Packed | MigratedKeys | list[State]
     last: bool
 
 
@@ -220,7 +219,7 @@ class _SliceCopy:
             last = False
             while not last:
                 await pace.turn()
-                states: Packed | Sent | list[State]
+                states: Packed | MigratedKeys | list[State]
                 if lane is None:
                     cursor, keys, states = await copier.scan(
                         self._piece.db, cursor, BACKFILL_BATCH_KEYS, chunk.report
@@ -284,16 +283,7 @@ class _SliceCopy:
         for how, count in report.strategies.items():
             progress.strategies[how] = progress.strategies.get(how, 0) + count
         progress.cursor, progress.done, progress.why = chunk.cursor, chunk.ended, ""
-        row = ChunkRow(
-            slice_id=self._piece.slice_id,
-            number=progress.chunks,
-            keys=len(chunk.keys),
-            payload_bytes=report.payload_bytes,
-            digest=f"{report.digest:016x}",
-            ms=round((time.monotonic() - chunk.began) * 1000),
-            cursor=chunk.cursor,
-        )
-        await save_progress(engine.store, self._run_name, progress, row)
+        await save_progress(engine.store, self._run_name, progress)
         if self._on_progress is not None:
             self._on_progress(progress)
         if (await read_route(engine.store)).writer_epoch != engine.route.writer_epoch:

@@ -15,7 +15,7 @@ from exodus.cli.output import show, show_json, show_table
 from exodus.control.route import read_route
 from exodus.cutover import beside_carry, beside_keys
 from exodus.cutover.beside_carry import Carried
-from exodus.cutover.beside_rows import Row
+from exodus.cutover.beside_rows import BesideRow
 from exodus.cutover.functions import carry_functions
 from exodus.engine import open_engine
 from exodus.net.leg import Leg
@@ -31,7 +31,9 @@ _BY_SERVER: dict[str, Callable[[Plan, Leg, Leg], Awaitable[Carried]]] = {
 }
 
 
-async def _carry(migration: MigrationFile, what: ReadMode | None) -> tuple[Carried, list[Row]]:
+async def _carry(
+    migration: MigrationFile, what: ReadMode | None
+) -> tuple[Carried, list[BesideRow]]:
     plan, carried = migration.plan, Carried()
     async with await open_store(migration) as store:
         route = await read_route(store)

@@ -42,7 +42,7 @@ from exodus.plan.vocabulary import Phase, Side
 from exodus.stack.home import Home
 from exodus.stack.prefect import project_root
 from exodus.stack.processes import Started, last_lines, start
-from exodus.stack.up import TopologyKind, Wanted, down, up
+from exodus.stack.up import StackOptions, TopologyKind, down, up
 from exodus.verify.reconcile import verify
 
 Json = dict[str, Any]
@@ -104,7 +104,7 @@ def run_demo(demo: Demo) -> bool:
     try:
         up(
             demo.home,
-            Wanted(
+            StackOptions(
                 options={"advance": "auto", "observe_seconds": DEMO_OBSERVE_S},
                 topology=demo.topology,
             ),

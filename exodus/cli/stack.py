@@ -13,7 +13,7 @@ from exodus.cli.doctor import warn_of_open_prefect
 from exodus.cli.output import say, show, show_json
 from exodus.cli.prefect_api import PrefectApi
 from exodus.stack.home import Home
-from exodus.stack.up import TopologyKind, Wanted
+from exodus.stack.up import StackOptions, TopologyKind
 from exodus.stack.up import down as stop_stack
 from exodus.stack.up import up as start_stack
 
@@ -42,7 +42,9 @@ def up(
     Example: exodus up --source redis://exodus@10.0.0.5:6379 --target redis://exodus@10.0.1.5:6379
     """
     options = {"allow_nonempty": True} if allow_nonempty else {}
-    wanted = Wanted(source, target, source_password_file, target_password_file, options=options)
+    wanted = StackOptions(
+        source, target, source_password_file, target_password_file, options=options
+    )
     found = start_stack(home_at(home), wanted, say)
     warn_of_open_prefect(PrefectApi.find(home_at(home)))
     if json:

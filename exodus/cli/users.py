@@ -9,7 +9,7 @@ import typer
 from exodus.cli.context import JsonOption
 from exodus.cli.output import show, show_json
 from exodus.plan.vocabulary import CopyStrategy, Feed, FenceKind, Side, UserRole
-from exodus.topology.rights import Right, Version, Wanted, rights_of, rule_of, server_of
+from exodus.topology.rights import Right, UsedFeatures, Version, rights_of, rule_of, server_of
 
 _ROOT = frozenset({"acl|setuser", "config|set", "replicaof"})
 
@@ -19,7 +19,7 @@ def _name(role: UserRole) -> str:
 
 
 def _reasons(
-    roles: list[UserRole], side: Side, engine: str, version: Version, wanted: Wanted
+    roles: list[UserRole], side: Side, engine: str, version: Version, wanted: UsedFeatures
 ) -> dict[Right, list[str]]:
     found: dict[Right, list[str]] = {}
     for role in roles:
@@ -57,7 +57,7 @@ def users(
     Example: exodus users --for redis-6.2 --side source
     """
     engine, version = server_of(server)
-    wanted = Wanted(fence, feed, strategy, sentinel, cluster)
+    wanted = UsedFeatures(fence, feed, strategy, sentinel, cluster)
     groups = [list(UserRole)] if together else [[role] for role in UserRole]
     documents: list[dict[str, Any]] = []
     for roles in groups:

@@ -13,6 +13,7 @@ from typing import Any
 from exodus.commands import semantics
 from exodus.commands.keys import MOVABLE, by_position
 from exodus.commands.semantics import Role
+from exodus.plan.bounds import COMMAND_NAME_BYTES_MAX, COMMAND_SPELLINGS_MAX
 
 
 class Command:
@@ -93,7 +94,6 @@ class Command:
         )
 
 
-_NAME_BYTES_MAX = 64  # of a spelling that is remembered
 UNKNOWN = b"(UNKNOWN)"
 
 
@@ -138,7 +138,7 @@ class CommandTable:
             command = self._by_name.get(name.upper())
             if command is None:
                 return self.unknown
-            if len(self._spelled) < 10_000 and len(name) <= _NAME_BYTES_MAX:
+            if len(self._spelled) < COMMAND_SPELLINGS_MAX and len(name) <= COMMAND_NAME_BYTES_MAX:
                 self._spelled[name] = command
                 if (
                     command.plain

@@ -23,7 +23,7 @@ def partition_of(db: int, key: bytes, partitions: int) -> int:
     return zlib.crc32(key, db) % partitions
 
 
-class Unreadable(ValueError):
+class UnreadableChanges(ValueError):
     """Packed keys or a barrier whose bytes are damaged."""
 
 
@@ -51,7 +51,7 @@ def unpack(packed: bytes) -> list[Key]:
     """Unpack what `pack` packed.
 
     Raises:
-        Unreadable: the bytes end within a key.
+        UnreadableChanges: the bytes end within a key.
     """
     keys: list[Key] = []
     at, end = 0, len(packed)
@@ -63,9 +63,9 @@ def unpack(packed: bytes) -> list[Key]:
                 (db,) = _DB.unpack_from(packed, at)
                 at += _DB.size
         except struct.error as exc:
-            raise Unreadable(f"{end} bytes of packed keys end within a head") from exc
+            raise UnreadableChanges(f"{end} bytes of packed keys end within a head") from exc
         if at + size > end:
-            raise Unreadable(f"{end} bytes of packed keys end within a key of {size} bytes")
+            raise UnreadableChanges(f"{end} bytes of packed keys end within a key of {size} bytes")
         keys.append((db, packed[at : at + size]))
         at += size
     return keys
@@ -117,14 +117,14 @@ class Barrier:
         """Read a barrier from an entry.
 
         Raises:
-            Unreadable: the bytes are no barrier.
+            UnreadableChanges: the bytes are no barrier.
         """
         try:
             what, _, dbs = raw.decode().rpartition(":")
             barrier = cls(what, tuple(int(db) for db in dbs.split(",") if db))
             return barrier if barrier.ranges is None or barrier.resyncs else cls(RESYNC)
         except ValueError as exc:
-            raise Unreadable(f"{raw[:40]!r} is no barrier") from exc
+            raise UnreadableChanges(f"{raw[:40]!r} is no barrier") from exc
 
 
 @dataclass
@@ -153,7 +153,7 @@ def parse_entries(entries: Sequence[tuple[bytes, Mapping[bytes, bytes]]]) -> Cha
                 changes.keys.extend(unpack(fields[b"k"]))
             if b"b" in fields:
                 changes.barriers.append(Barrier.decode(fields[b"b"]))
-        except Unreadable:
+        except UnreadableChanges:
             changes.barriers.append(Barrier(RESYNC))  # it marked keys that nobody can name now
     return changes
 

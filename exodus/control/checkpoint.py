@@ -11,7 +11,6 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from exodus.control.store import ControlStore
 from exodus.net.client import answered
-from exodus.plan.bounds import CHUNKS_KEPT
 
 
 class SliceProgress(BaseModel):
@@ -45,20 +44,6 @@ class SliceProgress(BaseModel):
     excluded: dict[str, int] = Field(default_factory=dict)  # the rule that left them out → keys
     # How keys were carried, with the reason where it was not the first choice
     strategies: dict[str, int] = Field(default_factory=dict)
-
-
-class ChunkRow(BaseModel):
-    """One chunk, as it was when its checkpoint was written."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    slice_id: str
-    number: int
-    keys: int
-    payload_bytes: int
-    digest: str  # of names and payloads, in the order in which they were written
-    ms: int
-    cursor: int
 
 
 class DirectionProgress(BaseModel):
@@ -125,20 +110,10 @@ async def forget_pass(store: ControlStore, name: str) -> None:
     await answered(store.client.delete(store.keys.verifying(name)))
 
 
-async def save_progress(
-    store: ControlStore, run: str, progress: SliceProgress, chunk: ChunkRow | None = None
-) -> None:
-    """Write one slice's checkpoint, and the chunk that it follows from, together."""
-    pipe = store.client.pipeline(transaction=True)
-    pipe.hset(store.keys.checkpoint(run), progress.slice_id, progress.model_dump_json())
-    if chunk is not None:
-        pipe.xadd(
-            store.keys.chunks(run),
-            {"chunk": chunk.model_dump_json()},
-            maxlen=CHUNKS_KEPT,
-            approximate=True,
-        )
-    await pipe.execute()
+async def save_progress(store: ControlStore, run: str, progress: SliceProgress) -> None:
+    """Write one slice's checkpoint."""
+    key, value = store.keys.checkpoint(run), progress.model_dump_json()
+    await answered(store.client.hset(key, progress.slice_id, value))
 
 
 async def load_progress(store: ControlStore, run: str) -> dict[str, SliceProgress]:
@@ -149,4 +124,4 @@ async def load_progress(store: ControlStore, run: str) -> dict[str, SliceProgres
 
 async def forget_run(store: ControlStore, run: str) -> None:
     """Drop a run's checkpoints, so that the next one copies everything again."""
-    await answered(store.client.delete(store.keys.checkpoint(run), store.keys.chunks(run)))
+    await answered(store.client.delete(store.keys.checkpoint(run)))

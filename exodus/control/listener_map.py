@@ -26,7 +26,7 @@ _PUBLISH = lua("exodus.control", "publish_listeners")
 Ranges = tuple[tuple[int, int], ...]
 
 
-class Node(BaseModel):
+class ListenerNode(BaseModel):
     """A node that a listener stands for."""
 
     model_config = ConfigDict(frozen=True)
@@ -43,7 +43,7 @@ class ListenerMap(BaseModel):
 
     version: int = 0  # 0: never published
     epoch: int = -1  # of the cluster, when this was what the nodes said
-    nodes: dict[int, Node] = {}
+    nodes: dict[int, ListenerNode] = {}
 
     def by_id(self, node_id: str) -> int | None:
         """Return the listener of a node, by its id."""
@@ -70,12 +70,13 @@ def assign(
     if _outdated(before, view):
         return before, 0
     wanted = [
-        Node(place=shard.master, node_id=shard.node_id, slots=shard.ranges) for shard in view.shards
+        ListenerNode(place=shard.master, node_id=shard.node_id, slots=shard.ranges)
+        for shard in view.shards
     ]
     if replicas:
-        wanted += [Node(place=place) for shard in view.shards for place in shard.replicas]
+        wanted += [ListenerNode(place=place) for shard in view.shards for place in shard.replicas]
     nodes, taken = dict(within), set[int]()
-    ways: tuple[Callable[[Node], int | None], ...] = (
+    ways: tuple[Callable[[ListenerNode], int | None], ...] = (
         lambda node: before.by_id(node.node_id) if node.node_id else None,
         lambda node: before.by_place(node.place),
         lambda node: _heir(nodes, taken, node),
@@ -109,9 +110,9 @@ def learn(
         at = before.by_id(owner.node_id)
         at = before.by_place(owner.master) if at is None else at
         if at is not None:
-            return _with(before, at, Node(place=place, slots=owner.ranges))
+            return _with(before, at, ListenerNode(place=place, slots=owner.ranges))
     at = _free(before.nodes, _in_use(before, view), count)
-    return None if at is None else _with(before, at, Node(place=place))
+    return None if at is None else _with(before, at, ListenerNode(place=place))
 
 
 def _outdated(before: ListenerMap, view: View) -> bool:
@@ -128,7 +129,7 @@ def _outdated(before: ListenerMap, view: View) -> bool:
     )
 
 
-def _with(before: ListenerMap, at: int, node: Node) -> ListenerMap:
+def _with(before: ListenerMap, at: int, node: ListenerNode) -> ListenerMap:
     return before.model_copy(update={"nodes": {**before.nodes, at: node}})
 
 
@@ -143,7 +144,7 @@ def _in_use(before: ListenerMap, view: View | None) -> set[int]:
     return {at for at, node in before.nodes.items() if node.node_id in ids or node.place in places}
 
 
-def _heir(nodes: Mapping[int, Node], taken: Set[int], node: Node) -> int | None:
+def _heir(nodes: Mapping[int, ListenerNode], taken: Set[int], node: ListenerNode) -> int | None:
     """Return the listener of a node that is none any more and had most of this node's slots."""
     shares = {
         at: _common(known.slots, node.slots) for at, known in nodes.items() if at not in taken
@@ -152,7 +153,7 @@ def _heir(nodes: Mapping[int, Node], taken: Set[int], node: Node) -> int | None:
     return best if best is not None and shares[best] else None
 
 
-def _free(nodes: Mapping[int, Node], taken: Set[int], count: int) -> int | None:
+def _free(nodes: Mapping[int, ListenerNode], taken: Set[int], count: int) -> int | None:
     """Return a listener that never stood for a node, else one whose node is none any more."""
     never = (at for at in range(count) if at not in nodes and at not in taken)
     left = (at for at in range(count) if at not in taken)

@@ -29,7 +29,7 @@ from exodus.telemetry.states import States
 STORE_ERRORS = (RedisError, OSError, TimeoutError)
 
 
-class RouteFollower(ABC):
+class RouteProcess(ABC):
     """A process that follows the route and writes heartbeats until it is stopped."""
 
     kind: ClassVar[ProcessKind]

@@ -49,8 +49,6 @@ Every key begins with `exodus:{MIGRATION}:` (the braces keep a migration in one 
         questions whether all was heard; expires
     checkpoint:RUN   hash     backfill → backfill, status
         slice → progress, JSON
-    chunks:RUN       stream   backfill → status, evidence
-        keys, bytes, digest, ms of each chunk; bounded length
     dead             hash     sync → status, decisions
         packed key → why it could not be carried, JSON
     accepted         hash     decisions → verification, status
@@ -212,10 +210,6 @@ class Keys:
     def checkpoint(self, run: str) -> str:
         """Return the checkpoints of one backfill."""
         return f"{self.prefix}checkpoint:{run}"
-
-    def chunks(self, run: str) -> str:
-        """Return the chunks of one backfill."""
-        return f"{self.prefix}chunks:{run}"
 
     def telemetry(self, process: str) -> str:
         """Return the last telemetry of one gateway process."""

@@ -22,7 +22,7 @@ class Pair(NamedTuple):
     client: bytes = b""
 
 
-class Unreadable(ValueError):
+class UnreadablePairs(ValueError):
     """Packed pairs whose bytes are damaged."""
 
 
@@ -36,7 +36,7 @@ def unpack_pairs(packed: bytes) -> list[Pair]:
     """Unpack pairs of `pack_pair`.
 
     Raises:
-        Unreadable: the bytes end within a pair.
+        UnreadablePairs: the bytes end within a pair.
     """
     pairs: list[Pair] = []
     at, end = 0, len(packed)
@@ -44,10 +44,10 @@ def unpack_pairs(packed: bytes) -> list[Pair]:
         try:
             db, write, *sizes = _HEAD.unpack_from(packed, at)
         except struct.error as exc:
-            raise Unreadable(f"{end} bytes of packed pairs end within a head") from exc
+            raise UnreadablePairs(f"{end} bytes of packed pairs end within a head") from exc
         at += _HEAD.size
         if at + sum(sizes) > end:
-            raise Unreadable(f"{end} bytes of packed pairs end within a pair")
+            raise UnreadablePairs(f"{end} bytes of packed pairs end within a pair")
         words: list[bytes] = []
         for size in sizes:
             words.append(packed[at : at + size])

@@ -80,12 +80,11 @@ class Guard:
                 )
 
 
-class Ran(NamedTuple):
-    """What became of states that were written."""
+class BatchReplies(NamedTuple):
+    """The replies to a batch of states."""
 
     replies: list[Reply]
     counts: list[int]  # replies for each state
-    sent: bytes
 
 
 class GuardedLeg:
@@ -155,12 +154,11 @@ class GuardedLeg:
         """Execute commands in one transaction in `db`; see `run`."""
         return await self.run(db, encode_many(commands), len(commands))
 
-    async def run_packed(self, db: int, packed: Packed) -> tuple[list[Reply], bytes]:
-        """Write keys as payloads; see `run`. Return the replies, and what was sent."""
-        body = packed.body()
-        return await self.run(db, body, len(packed)), body
+    async def run_packed(self, db: int, packed: Packed) -> list[Reply]:
+        """Write keys as payloads; see `run`."""
+        return await self.run(db, packed.body(), len(packed))
 
-    async def run_states(self, db: int, states: Sequence[State]) -> Ran:
+    async def run_states(self, db: int, states: Sequence[State]) -> BatchReplies:
         """Write states; see `run`."""
         bodies: list[bytes] = []
         counts: list[int] = []
@@ -168,8 +166,7 @@ class GuardedLeg:
             body, count = state.encoded()
             bodies.append(body)
             counts.append(count)
-        body = b"".join(bodies)
-        return Ran(await self.run(db, body, sum(counts)), counts, body)
+        return BatchReplies(await self.run(db, b"".join(bodies), sum(counts)), counts)
 
     def stage_of(self, key: bytes) -> bytes:
         """Return the hash tag of a staging key for `key`."""

@@ -28,7 +28,7 @@ from exodus.commands.key_slots import slot_of
 from exodus.commands.slots import LATER, is_redirect, tag_of
 from exodus.control.schema import cluster_guard_key
 from exodus.copy.cluster_grants import GUARD_SLOTS
-from exodus.copy.guard import FULL, DatabaseMissing, Guard, GuardedLeg, Ran, no_room
+from exodus.copy.guard import FULL, BatchReplies, DatabaseMissing, Guard, GuardedLeg, no_room
 from exodus.copy.payload import Packed, State, Uncarried
 from exodus.copy.value import Command
 from exodus.errors import EpochEnded, SourceError, TargetError
@@ -80,11 +80,10 @@ class GuardedCluster(GuardedLeg):
         """
         return await self._run_all(db, commands, whole=True)
 
-    async def run_packed(self, db: int, packed: Packed) -> tuple[list[Reply], bytes]:
-        """Write keys as payloads; see `run_commands`. Return the replies, and what was sent."""
-        sent = b"".join([*packed.keys, *packed.payloads])
+    async def run_packed(self, db: int, packed: Packed) -> list[Reply]:
+        """Write keys as payloads; see `run_commands`."""
         if not self._scripts:
-            return await self._run_all(db, packed.as_commands()), sent
+            return await self._run_all(db, packed.as_commands())
         async with self._turn:
             await self._enter(db)
             replies: list[Reply] = [b"OK"] * len(packed)
@@ -107,15 +106,13 @@ class GuardedCluster(GuardedLeg):
                 commands = packed.as_commands()
                 pieces = [_Piece(at, commands[at], packed.keys[at]) for at in sorted(left)]
                 await self._run_pieces(db, pieces, replies)
-        return replies, sent
+        return replies
 
-    async def run_states(self, db: int, states: Sequence[State]) -> Ran:
+    async def run_states(self, db: int, states: Sequence[State]) -> BatchReplies:
         """Write states; see `run_commands`."""
         each = [state.as_commands() for state in states]
-        commands = [command for of in each for command in of]
-        replies = await self._run_all(db, commands)
-        sent = b"".join(word for one in commands for word in one if isinstance(word, bytes))
-        return Ran(replies, [len(of) for of in each], sent)
+        replies = await self._run_all(db, [command for of in each for command in of])
+        return BatchReplies(replies, [len(of) for of in each])
 
     def stage_of(self, key: bytes) -> bytes:
         """Return the hash tag of a staging key for `key`: one of the same slot."""

@@ -8,7 +8,8 @@ talking to each other, since all see the same server. The control store shows ea
 its reason; the budget can be changed there.
 
 The CPU share is what Exodus adds to the applications' load. So where a share is bounded, all bulk
-readers rest together for REST_MS of every REST_EVERY_MS, and measure the server without them.
+readers rest together for IMPACT_REST_MS of every IMPACT_REST_EVERY_MS, and measure the server
+without them.
 
 The follower's own replicas receive every write. A replica far behind fills the follower's output
 buffer, is dropped at its limit, and starts again from nothing. So bulk writers wait until it has
@@ -39,8 +40,13 @@ from exodus.net.leg import Leg, close_all
 from exodus.plan.bounds import (
     IMPACT_BASELINE_PROBES,
     IMPACT_FIRST_S,
+    IMPACT_FRESH_MS,
     IMPACT_LOOK_EVERY_S,
+    IMPACT_PAUSE_S_MAX,
+    IMPACT_PAUSE_S_MIN,
     IMPACT_PROBE_EVERY_S,
+    IMPACT_REST_EVERY_MS,
+    IMPACT_REST_MS,
     IMPACT_SETTLE_MS,
     IMPACT_TOLD_S,
     IMPACT_WINDOW_PROBES,
@@ -51,9 +57,6 @@ from exodus.topology.node import Node
 
 log = logging.getLogger(__name__)
 Turn = Callable[[], Awaitable[None]]  # waited for before each batch or piece
-PAUSE_S_MIN, PAUSE_S_MAX = 0.001, 1.0
-REST_EVERY_MS, REST_MS = 15_000, 700
-_FRESH_MS = 2 * REST_EVERY_MS
 _REPLICA = re.compile(r"slave\d+")
 
 
@@ -115,10 +118,10 @@ class Governor:
                 f"are allowed (without it: {others * 100:.0f} %)"
             )
         if over:
-            self.pause_s = min(max(self.pause_s * 2, PAUSE_S_MIN), PAUSE_S_MAX)
+            self.pause_s = min(max(self.pause_s * 2, IMPACT_PAUSE_S_MIN), IMPACT_PAUSE_S_MAX)
             self.why = "throttled: " + "; ".join(over)
         else:
-            self.pause_s = self.pause_s * 0.8 if self.pause_s > PAUSE_S_MIN else 0.0
+            self.pause_s = self.pause_s * 0.8 if self.pause_s > IMPACT_PAUSE_S_MIN else 0.0
             self.why = "" if not self.pause_s else "within the budget again, speeding up"
 
 
@@ -158,7 +161,6 @@ class Pace:
         self._resting = False
         self._told = ""
         self.turns_delayed = 0
-        self.seconds_delayed = 0.0
 
     @property
     def why(self) -> str:
@@ -204,7 +206,6 @@ class Pace:
             self._measured()
         if self._governor.pause_s:
             self.turns_delayed += 1
-            self.seconds_delayed += self._governor.pause_s
             await asyncio.sleep(self._governor.pause_s)
 
     def _measured(self) -> None:
@@ -233,7 +234,10 @@ class Pace:
         if self._now.cpu_share_max is None:
             return
         for other in await read_paces(self._store):
-            if other.applications_cpu_share is not None and store_ms - other.at_ms < _FRESH_MS:
+            if (
+                other.applications_cpu_share is not None
+                and store_ms - other.at_ms < IMPACT_FRESH_MS
+            ):
                 # It is at work, and would be measured with them
                 self._applications = other.applications_cpu_share
                 return
@@ -242,8 +246,8 @@ class Pace:
         self._applications = _share(before, await _cpu(leg))
 
     async def _rest_in_time(self, leg: Leg) -> None:
-        at_ms = (time.monotonic() * 1000 + self._offset_ms) % REST_EVERY_MS
-        resting = self._now.cpu_share_max is not None and at_ms < REST_MS
+        at_ms = (time.monotonic() * 1000 + self._offset_ms) % IMPACT_REST_EVERY_MS
+        resting = self._now.cpu_share_max is not None and at_ms < IMPACT_REST_MS
         if resting and self._rest is None and at_ms >= IMPACT_SETTLE_MS:
             self._rest = await _cpu(leg)
         if not resting and self._rest is not None:

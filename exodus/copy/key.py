@@ -26,10 +26,17 @@ from exodus.copy.filtered import filtered_keys
 from exodus.copy.guard import FULL, DatabaseMissing, Guard, no_room
 from exodus.copy.guarded_cluster import guarded_leg
 from exodus.copy.impact import Turn, unpaced
-from exodus.copy.payload import Packed, Sent, State, Uncarried, commands_for, field_expiry_commands
+from exodus.copy.payload import (
+    MigratedKeys,
+    Packed,
+    State,
+    Uncarried,
+    commands_for,
+    field_expiry_commands,
+)
 from exodus.copy.read import ReadMode, ScannedKey, clock_ms
 from exodus.copy.read_cluster import reader_of
-from exodus.copy.refoot import NEVER, crc64, refoot
+from exodus.copy.refoot import NEVER, refoot
 from exodus.copy.scan import scan_once
 from exodus.copy.value import PLAIN_TYPES, Command, canonical, reads_of
 from exodus.net.leg import Leg, NoDatabase, Reply, ReplyError, close_all, error_of
@@ -91,7 +98,6 @@ class BatchReport:
     # as changed again
     # Keys over HEAVY_BYTES that were written, and their bytes
     heavy: list[tuple[bytes, int]] = field(default_factory=list)
-    digest: int = 0  # CRC64 of all that was sent in one command a key
 
 
 @dataclass
@@ -454,7 +460,7 @@ class Copier:
     # ------------------------------------------------------------------ writing
 
     async def write(
-        self, db: int, states: Packed | Sent | Sequence[State], report: BatchReport
+        self, db: int, states: Packed | MigratedKeys | Sequence[State], report: BatchReport
     ) -> None:
         """Write states of the authority's database `db` under the guard; refused payloads are
         copied by type, large keys in pieces.
@@ -462,8 +468,8 @@ class Copier:
         if isinstance(states, Packed):
             await self._write_packed(db, states, report)
             return
-        if isinstance(states, Sent):
-            await self._write_expiries(db, states, report)
+        if isinstance(states, MigratedKeys):
+            await self._write_expiries(db, states)
             states = states.others
         if not self._scope.renames:
             await self._write_to(db, db, states, report)
@@ -509,13 +515,12 @@ class Copier:
         if not count:
             return
         try:
-            replies, sent = await self._to.run_packed(db, packed)
+            replies = await self._to.run_packed(db, packed)
         except (Uncarried, error_of(self._to.leg.side)) as exc:
             await self._by_type_instead(
                 db, db, await self._write_apart(db, list(packed), report, exc), report
             )
             return
-        report.digest = crc64(sent, report.digest)
         refused: list[tuple[bytes, str]] = []
         waiting = 0
         if replies.count(b"OK") != count:
@@ -541,12 +546,11 @@ class Copier:
             )
         await self._by_type_instead(db, db, refused, report)
 
-    async def _write_expiries(self, db: int, sent: Sent, report: BatchReport) -> None:
+    async def _write_expiries(self, db: int, sent: MigratedKeys) -> None:
         if not sent.keys:
             return
-        body = sent.body()
-        report.digest = crc64(body, report.digest)
-        replies = await self._to.run(db, body, len(sent.keys))  # the lane needs single servers
+        # The lane needs single servers.
+        replies = await self._to.run(db, sent.body(), len(sent.keys))
         refused = next((reply for reply in replies if isinstance(reply, ReplyError)), None)
         if refused is not None:
             raise no_room(self._to.leg.side, str(refused)[:200])
@@ -621,8 +625,7 @@ class Copier:
     async def _write_batch(
         self, db: int, states: Sequence[State], report: BatchReport
     ) -> list[tuple[bytes, str]]:
-        replies, counts, sent = await self._to.run_states(db, states)
-        report.digest = crc64(sent, report.digest)
+        replies, counts = await self._to.run_states(db, states)
         refused: list[tuple[bytes, str]] = []
         at_reply = carried = payload_bytes = 0
         for state, count in zip(states, counts, strict=True):

@@ -160,7 +160,7 @@ class Packed:
 
 
 @dataclass(slots=True)
-class Sent:
+class MigratedKeys:
     """Keys that the source sent itself and that expire, with their times; and states of those that
     it did not send.
     """

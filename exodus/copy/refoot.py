@@ -20,11 +20,6 @@ NEVER = frozenset({6, 7, 22, 23, 24, 25})
 _CRC64 = anycrc.Model("CRC64-REDIS")
 
 
-def version_of(payload: bytes) -> int:
-    """Return the RDB version at the end of a payload."""
-    return int.from_bytes(payload[-10:-8], "little")
-
-
 def crc64(data: bytes, before: int = 0) -> int:
     """Return the checksum that servers put behind payloads; `before` is that of what came
     before.

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from exodus.cutover.beside_read import Beside, SideUser, read
-from exodus.cutover.beside_rows import Row, StateOutcome
+from exodus.cutover.beside_rows import BesideRow, StateOutcome
 from exodus.cutover.beside_settings import SETTINGS
 from exodus.cutover.functions import compare_libraries
 from exodus.net.leg import Leg
@@ -25,7 +25,7 @@ from exodus.plan.vocabulary import Side
 _OWN_USERS = "exodus-"  # those that Exodus makes for MIGRATE begin like this
 
 
-async def compare(plan: Plan, authority: Leg, follower: Leg) -> list[Row]:
+async def compare(plan: Plan, authority: Leg, follower: Leg) -> list[BesideRow]:
     """Compare what two sides have beside their keys.
 
     The nodes of a cluster share none of it: one node of the authority is compared with each node
@@ -33,7 +33,7 @@ async def compare(plan: Plan, authority: Leg, follower: Leg) -> list[Row]:
     """
     here, there = await authority.any_leg(), await follower.nodes()
     ours, theirs = await read(here), await together(read(each) for each in there)
-    found: dict[str, Row] = {}
+    found: dict[str, BesideRow] = {}
     for node, beside in zip(there, theirs, strict=True):
         for row in [
             *_compare_servers(plan, here.side, ours, beside),
@@ -55,11 +55,11 @@ _ORDER = (
 )
 
 
-def _worse(row: Row, other: Row) -> bool:
+def _worse(row: BesideRow, other: BesideRow) -> bool:
     return _ORDER.index(row.outcome) > _ORDER.index(other.outcome)
 
 
-def _compare_servers(plan: Plan, authority: Side, ours: Beside, theirs: Beside) -> list[Row]:
+def _compare_servers(plan: Plan, authority: Side, ours: Beside, theirs: Beside) -> list[BesideRow]:
     return [
         *_users(plan, ours, theirs, authority),
         *_settings(ours, theirs, authority, authority.other),
@@ -68,19 +68,21 @@ def _compare_servers(plan: Plan, authority: Side, ours: Beside, theirs: Beside) 
     ]
 
 
-def required(rows: Sequence[Row]) -> list[Row]:
+def required(rows: Sequence[BesideRow]) -> list[BesideRow]:
     """Return the rows that must be mended."""
     return [row for row in rows if row.outcome is StateOutcome.REQUIRED]
 
 
-def not_provable(what: str, ours: object, theirs: object, authority: Side, follower: Side) -> Row:
+def not_provable(
+    what: str, ours: object, theirs: object, authority: Side, follower: Side
+) -> BesideRow:
     """Return the row for state that a side does not tell."""
     told = [
         f"the {side} does not tell: {state}"
         for side, state in ((authority, ours), (follower, theirs))
         if isinstance(state, str)
     ]
-    return Row(
+    return BesideRow(
         what,
         StateOutcome.NOT_PROVABLE,
         means="; ".join(told),
@@ -108,7 +110,7 @@ def login_names(plan: Plan) -> Mapping[str, str]:
     return {login.user: login.target_user or login.user for login in plan.logins}
 
 
-def _users(plan: Plan, ours: Beside, theirs: Beside, authority: Side) -> list[Row]:
+def _users(plan: Plan, ours: Beside, theirs: Beside, authority: Side) -> list[BesideRow]:
     if isinstance(ours.users, str) or isinstance(theirs.users, str):
         return [not_provable("users", ours.users, theirs.users, authority, authority.other)]
     logins = login_names(plan) if authority is Side.SOURCE else {}
@@ -118,20 +120,22 @@ def _users(plan: Plan, ours: Beside, theirs: Beside, authority: Side) -> list[Ro
         )
         for name, user in application_users(plan, ours).items()
     ]
-    return rows or [Row("users", StateOutcome.SAME, "none but Exodus's", "none but Exodus's")]
+    return rows or [BesideRow("users", StateOutcome.SAME, "none but Exodus's", "none but Exodus's")]
 
 
-def compare_user_rules(name: str, ours: SideUser, theirs: SideUser | None, *, mapped: bool) -> Row:
+def compare_user_rules(
+    name: str, ours: SideUser, theirs: SideUser | None, *, mapped: bool
+) -> BesideRow:
     """Compare the rules of one user on both sides."""
     what, remedy = f"user {name}", "exodus carry users"
     if theirs is None or not theirs.enabled:
         state = "missing" if theirs is None else "off"
-        return Row(
+        return BesideRow(
             what, StateOutcome.REQUIRED, "on", state, "its applications cannot log in", remedy
         )
     if not mapped and not theirs.nopass and (ours.nopass or not ours.passwords <= theirs.passwords):
         said = "any password" if ours.nopass else f"{len(ours.passwords)} password(s)"
-        return Row(
+        return BesideRow(
             what,
             StateOutcome.REQUIRED,
             said,
@@ -144,7 +148,7 @@ def compare_user_rules(name: str, ours: SideUser, theirs: SideUser | None, *, ma
         here, there = (
             ", ".join(f"{rule}: {user.rules[rule]}" for rule in other) for user in (ours, theirs)
         )
-        return Row(
+        return BesideRow(
             what,
             StateOutcome.DIFFERS,
             here,
@@ -152,7 +156,7 @@ def compare_user_rules(name: str, ours: SideUser, theirs: SideUser | None, *, ma
             "commands, keys or channels may be refused that were allowed, or the reverse",
             remedy,
         )
-    return Row(what, StateOutcome.SAME, "on", "on")
+    return BesideRow(what, StateOutcome.SAME, "on", "on")
 
 
 # ---- settings
@@ -163,7 +167,7 @@ def value_of(settings: dict[str, str], names: tuple[str, ...]) -> tuple[str, str
     return next(((name, settings[name]) for name in names if name in settings), None)
 
 
-def _settings(ours: Beside, theirs: Beside, authority: Side, follower: Side) -> list[Row]:
+def _settings(ours: Beside, theirs: Beside, authority: Side, follower: Side) -> list[BesideRow]:
     if isinstance(ours.settings, str) or isinstance(theirs.settings, str):
         return [not_provable("settings", ours.settings, theirs.settings, authority, follower)]
     rows = []
@@ -182,24 +186,26 @@ def _settings(ours: Beside, theirs: Beside, authority: Side, follower: Side) -> 
         )
         if worse:
             rows.append(
-                Row(setting.names[0], setting.outcome, here[1], there[1], setting.means, remedy)
+                BesideRow(
+                    setting.names[0], setting.outcome, here[1], there[1], setting.means, remedy
+                )
             )
         else:
-            rows.append(Row(setting.names[0], StateOutcome.SAME, here[1], there[1]))
+            rows.append(BesideRow(setting.names[0], StateOutcome.SAME, here[1], there[1]))
     return rows
 
 
 # ---- code
 
 
-def _modules(ours: Beside, theirs: Beside, authority: Side, follower: Side) -> list[Row]:
+def _modules(ours: Beside, theirs: Beside, authority: Side, follower: Side) -> list[BesideRow]:
     if isinstance(ours.modules, str) or isinstance(theirs.modules, str):
         return [not_provable("modules", ours.modules, theirs.modules, authority, follower)]
     rows = []
     for name in sorted(ours.modules):
         what = f"module {name}"
         if name in theirs.modules:
-            rows.append(Row(what, StateOutcome.SAME, "loaded", "loaded"))
+            rows.append(BesideRow(what, StateOutcome.SAME, "loaded", "loaded"))
             continue
         commands = ours.module_commands.get(name)
         used = commands is None or bool(commands & ours.called)
@@ -208,7 +214,7 @@ def _modules(ours: Beside, theirs: Beside, authority: Side, follower: Side) -> l
             "" if used else "; none of its commands was called since the server began"
         )
         rows.append(
-            Row(
+            BesideRow(
                 what,
                 outcome,
                 "loaded",
@@ -218,22 +224,22 @@ def _modules(ours: Beside, theirs: Beside, authority: Side, follower: Side) -> l
             )
         )
     return rows or [
-        Row("modules", StateOutcome.SAME, "none", ", ".join(sorted(theirs.modules)) or "none")
+        BesideRow("modules", StateOutcome.SAME, "none", ", ".join(sorted(theirs.modules)) or "none")
     ]
 
 
-async def _libraries(authority: Leg, follower: Leg) -> list[Row]:
+async def _libraries(authority: Leg, follower: Leg) -> list[BesideRow]:
     found = await compare_libraries(authority, follower)
     if found.not_told:
         return [
-            Row(
+            BesideRow(
                 "function libraries",
                 StateOutcome.NOT_PROVABLE,
                 means=f"the {authority.side} does not tell them: {found.not_told}",
             )
         ]
     rows = [
-        Row(
+        BesideRow(
             f"function library {name}",
             StateOutcome.REQUIRED,
             "loaded",
@@ -245,14 +251,16 @@ async def _libraries(authority: Leg, follower: Leg) -> list[Row]:
     ]
     same = f"{len(found.equal)} equal"
     return rows or [
-        Row("function libraries", StateOutcome.SAME, same, f"{same}, {len(found.extra)} of its own")
+        BesideRow(
+            "function libraries", StateOutcome.SAME, same, f"{same}, {len(found.extra)} of its own"
+        )
     ]
 
 
-def _scripts(ours: Beside, theirs: Beside) -> list[Row]:
+def _scripts(ours: Beside, theirs: Beside) -> list[BesideRow]:
     if ours.scripts is None or theirs.scripts is None:
         return [
-            Row(
+            BesideRow(
                 "scripts",
                 StateOutcome.NOT_PROVABLE,
                 means="a side does not tell how many scripts it has cached (INFO memory)",
@@ -261,7 +269,7 @@ def _scripts(ours: Beside, theirs: Beside) -> list[Row]:
     fewer = theirs.scripts < ours.scripts
     means = "EVALSHA of a script that was not loaded there is answered NOSCRIPT" if fewer else ""
     return [
-        Row(
+        BesideRow(
             "scripts",
             StateOutcome.DIFFERS if fewer else StateOutcome.SAME,
             f"{ours.scripts} cached",

@@ -19,7 +19,7 @@ class StateOutcome(StrEnum):
 
 
 @dataclass(frozen=True)
-class Row:
+class BesideRow:
     """One thing beside the keys, on both sides."""
 
     what: str

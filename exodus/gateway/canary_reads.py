@@ -40,7 +40,7 @@ from exodus.telemetry.histogram import Histogram
 _SALT = 0x63616E61  # picks another share of the keys than the comparer's
 
 
-class Outcome(StrEnum):
+class CanaryOutcome(StrEnum):
     """The outcome of one canary read."""
 
     SERVED = "served"
@@ -51,7 +51,7 @@ class Outcome(StrEnum):
     UNASKED = "not asked"
 
 
-BAD = frozenset({Outcome.FAILED, Outcome.LATE})
+BAD = frozenset({CanaryOutcome.FAILED, CanaryOutcome.LATE})
 
 
 class CanaryRead:
@@ -85,15 +85,15 @@ class CanaryRead:
         """Do not ask the follower: it cannot be asked, through no fault of its own."""
         self.done = self.unasked = True
 
-    def outcome(self) -> Outcome:
+    def outcome(self) -> CanaryOutcome:
         """Return the outcome. The read must be `done`, and the authority must have answered."""
         if self.late or self.unasked:
-            return Outcome.LATE if self.late else Outcome.UNASKED
+            return CanaryOutcome.LATE if self.late else CanaryOutcome.UNASKED
         if self.found == self.frame:
-            return Outcome.SERVED
+            return CanaryOutcome.SERVED
         if self.refused:
-            return Outcome.REFUSED
-        return Outcome.FAILED if self.failed else Outcome.NOT_FRESH
+            return CanaryOutcome.REFUSED
+        return CanaryOutcome.FAILED if self.failed else CanaryOutcome.NOT_FRESH
 
     def reply(self) -> bytes:
         """Return what the client gets. It is the same for both sides."""
@@ -107,7 +107,7 @@ class Canary:
     """
 
     def __init__(self, bad_max: int, gave_up: Callable[[str], None]) -> None:
-        self.counts: Counter[Outcome] = Counter()
+        self.counts: Counter[CanaryOutcome] = Counter()
         self.answer_us = Histogram()  # of the follower, from the question
         self._bad_max = bad_max
         self._gave_up = gave_up
@@ -121,7 +121,7 @@ class Canary:
         self._recent.clear()
         self._bad = 0
 
-    def note(self, outcome: Outcome) -> None:
+    def note(self, outcome: CanaryOutcome) -> None:
         """Count one read."""
         self.counts[outcome] += 1
         if len(self._recent) == CANARY_WINDOW_READS:
@@ -130,7 +130,7 @@ class Canary:
         self._recent.append(bad)
         self._bad += bad
         if bad and self._bad == self._bad_max + 1:
-            failed, late = self.counts[Outcome.FAILED], self.counts[Outcome.LATE]
+            failed, late = self.counts[CanaryOutcome.FAILED], self.counts[CanaryOutcome.LATE]
             self._gave_up(
                 f"{self._bad} of the last {len(self._recent)} reads were not answered in time "
                 f"or with an error ({failed} failed, {late} late)"

@@ -11,7 +11,8 @@ import hashlib
 
 from exodus.commands.key_slots import SLOTS, slot_of
 from exodus.commands.keys import integer
-from exodus.resp.tree import Part, array, bulk, number, parse, render
+from exodus.plan.bounds import CLUSTER_BUS_PORTS, PORT_MAX
+from exodus.resp.tree import ReplyElement, array, bulk, number, parse, render
 
 _OK = b"+OK\r\n"
 _WORDS = frozenset(
@@ -27,8 +28,6 @@ _ARGUMENTS = {
     b"SLAVES": 1,
     b"COUNT-FAILURE-REPORTS": 1,
 }
-_BUS = 10_000
-_PORT_MAX = 65_535
 _INFO = (
     "cluster_enabled:1\r\ncluster_state:ok\r\n"
     f"cluster_slots_assigned:{SLOTS}\r\ncluster_slots_ok:{SLOTS}\r\n"
@@ -108,7 +107,9 @@ def answer(
     return render(number(slot_of(args[2])) if word == b"KEYSLOT" else found[word])
 
 
-def _replies(protocol: int, host: str, port: int, ident: str, *, tls: bool) -> dict[bytes, Part]:
+def _replies(
+    protocol: int, host: str, port: int, ident: str, *, tls: bool
+) -> dict[bytes, ReplyElement]:
     """Return what the one node says, by the word of CLUSTER."""
     name, none = bulk(ident.encode()), array([])
     node = array([bulk(host.encode()), number(port), name])
@@ -126,16 +127,16 @@ def _replies(protocol: int, host: str, port: int, ident: str, *, tls: bool) -> d
     }
 
 
-def _text(protocol: int, text: str) -> Part:
-    return Part(b"=", b"txt:" + text.encode()) if protocol == 3 else bulk(text.encode())
+def _text(protocol: int, text: str) -> ReplyElement:
+    return ReplyElement(b"=", b"txt:" + text.encode()) if protocol == 3 else bulk(text.encode())
 
 
 def _line(host: str, port: int, ident: str) -> str:
-    bus = port + _BUS if port + _BUS <= _PORT_MAX else port
+    bus = port + CLUSTER_BUS_PORTS if port + CLUSTER_BUS_PORTS <= PORT_MAX else port
     return f"{ident} {host}:{port}@{bus} myself,master - 0 0 1 connected 0-{SLOTS - 1}\n"
 
 
-def _shards(protocol: int, host: str, port: int, ident: str, *, tls: bool) -> Part:
+def _shards(protocol: int, host: str, port: int, ident: str, *, tls: bool) -> ReplyElement:
     node = _fields(
         protocol,
         id=bulk(ident.encode()),
@@ -150,9 +151,9 @@ def _shards(protocol: int, host: str, port: int, ident: str, *, tls: bool) -> Pa
     return array([_fields(protocol, slots=slots, nodes=array([node]))])
 
 
-def _fields(protocol: int, **fields: Part) -> Part:
+def _fields(protocol: int, **fields: ReplyElement) -> ReplyElement:
     parts = [each for name, value in fields.items() for each in (bulk(name.encode()), value)]
-    return Part(b"%" if protocol == 3 else b"*", list(parts))
+    return ReplyElement(b"%" if protocol == 3 else b"*", list(parts))
 
 
 def _wrong(command: bytes) -> bytes:

@@ -14,8 +14,8 @@ must exist, and how many bytes of the spool some of them were dropped for. It is
 segment was made and before one is dropped.
 
 A segment's room is reserved when it is made, since a store to a mapped page of a full disk would
-kill the process. Its last `_RESERVE_BYTES` are for gaps only: a gap that is not in the control
-store yet must survive a crash too, above all one that arose because the disk was full.
+kill the process. Its last `INTENT_RESERVE_BYTES` are for gaps only: a gap that is not in the
+control store yet must survive a crash too, above all one that arose because the disk was full.
 """
 
 from __future__ import annotations
@@ -30,14 +30,13 @@ from zlib import crc32
 
 import orjson
 
-from exodus.control.changes import Barrier, Key, Unreadable, pack, unpack
-from exodus.plan.bounds import INTENT_SEGMENT_BYTES, INTENT_SEGMENTS_MAX
+from exodus.control.changes import Barrier, Key, UnreadableChanges, pack, unpack
+from exodus.plan.bounds import INTENT_RESERVE_BYTES, INTENT_SEGMENT_BYTES, INTENT_SEGMENTS_MAX
 from exodus.private_files import FILE_MODE, private_folder
 
 log = logging.getLogger(__name__)
 _HEAD_BYTES = 9  # of a record
 _KEYS, _BARRIER, _GAP = 1, 2, 3
-_RESERVE_BYTES = 16 * 1024  # of a segment, for gaps
 MANIFEST = "intents.json"
 
 
@@ -98,9 +97,9 @@ class IntentLog:
     def append(self, keys: list[Key], barrier: Barrier | None) -> None:
         """Log keys and a barrier before their request is forwarded. Never raises, never waits."""
         try:
-            kept = not keys or self._write(_KEYS, pack(keys), _RESERVE_BYTES)
+            kept = not keys or self._write(_KEYS, pack(keys), INTENT_RESERVE_BYTES)
             if barrier is not None:
-                kept = self._write(_BARRIER, barrier.encode(), _RESERVE_BYTES) and kept
+                kept = self._write(_BARRIER, barrier.encode(), INTENT_RESERVE_BYTES) and kept
         except Exception:
             log.exception("an intent could not be logged: it is a gap")
             kept = False
@@ -111,7 +110,7 @@ class IntentLog:
         """Log a gap, once a segment; False if there is no room even for that."""
         if why in self._gaps:
             return True
-        kept = self._write(_GAP, why.encode()[:_RESERVE_BYTES], 0)
+        kept = self._write(_GAP, why.encode()[:INTENT_RESERVE_BYTES], 0)
         if kept:
             self._gaps.add(why)
         return kept
@@ -138,7 +137,7 @@ class IntentLog:
         number = self._number + 1
         # A segment gets its name when it has its room, so a short one is damaged.
         scratch = self._folder / "intent.new"
-        room = max(INTENT_SEGMENT_BYTES, size + _RESERVE_BYTES)
+        room = max(INTENT_SEGMENT_BYTES, size + INTENT_RESERVE_BYTES)
         try:
             handle = os.open(scratch, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600)
             try:
@@ -269,7 +268,7 @@ def _read(raw: bytes, name: str, found: LoggedIntents) -> None:
                 found.gaps[body.decode(errors="replace")] = None
             else:
                 found.damage.append(f"{name} has a record of kind {kind}")
-        except Unreadable as exc:
+        except UnreadableChanges as exc:
             found.damage.append(f"{name}: {exc}")
     # A torn record has no kind, and nothing is behind it.
     torn = int.from_bytes(raw[at : at + 4], "little")

@@ -8,7 +8,8 @@ cdef class Orders:
     cdef public Telemetry telemetry
     cdef public object authority, journal, risks, canary, scripts, shadow_names, left_out, misfits
     cdef public Py_ssize_t epoch, rule, shadow_below, shadow_salt, canary_below, tag
-    cdef public bint hold, picks, login_needed, scripts_unseen, shadow_scripts, silence_covers_pushes
+    cdef public bint hold, picks, login_needed, scripts_unseen, shadow_scripts
+    cdef public bint silence_covers_pushes
 
     cpdef bint sampled(self, bytes key)
     cpdef leave_out(self, bytes command, str why)

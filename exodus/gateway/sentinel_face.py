@@ -83,7 +83,7 @@ class SentinelFace:
     ) -> None:
         """`services` are the names that clients may ask for; `epoch` grows with each change."""
         self.services = tuple(services)
-        self.clients: set[_Client] = set()
+        self.clients: set[_SentinelClient] = set()
         self.questions = 0
         self.refused = 0  # clients that were too many
         self.ended = 0  # clients that were ended for what they sent, or did not read
@@ -104,7 +104,7 @@ class SentinelFace:
         """
         loop = asyncio.get_running_loop()
         self._server = await loop.create_server(
-            lambda: cast("asyncio.Protocol", _Client(self)),
+            lambda: cast("asyncio.Protocol", _SentinelClient(self)),
             host,
             port,
             ssl=tls,
@@ -232,7 +232,7 @@ def _shown(word: bytes) -> str:
     return "".join(chr(byte) if 32 < byte < 127 else "?" for byte in word[:64])
 
 
-class _Client(asyncio.Protocol):
+class _SentinelClient(asyncio.Protocol):
     """One client's connection."""
 
     def __init__(self, face: SentinelFace) -> None:

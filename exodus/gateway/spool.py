@@ -22,7 +22,7 @@ import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from exodus.control.changes import Barrier, Key, Unreadable, pack, unpack
+from exodus.control.changes import Barrier, Key, UnreadableChanges, pack, unpack
 from exodus.plan.bounds import SPOOL_BYTES_MAX
 from exodus.private_files import private_folder
 
@@ -131,5 +131,5 @@ def _batch(body: bytes, keys_size: int) -> SpooledBatch | None:
         return unpack(body[:keys_size]), [
             Barrier.decode(said) for said in body[keys_size:].split(b"\n") if said
         ]
-    except Unreadable:
+    except UnreadableChanges:
         return None

@@ -11,11 +11,10 @@ import ipaddress
 from typing import NamedTuple, Protocol
 
 from exodus.plan.address import place_of
-from exodus.resp.tree import Part, array, bulk, number, parse, render
+from exodus.plan.bounds import CLUSTER_BUS_PORTS, PORT_MAX
+from exodus.resp.tree import ReplyElement, array, bulk, number, parse, render
 
 NAMES_NODES = frozenset({b"SLOTS", b"SHARDS", b"NODES", b"REPLICAS", b"SLAVES"})
-_BUS = 10_000  # from a port to that of the cluster bus, where nothing else is set
-_PORT_MAX = 65_535
 _NOT_UNDERSTOOD = b"-ERR the gateway does not understand this server's reply to CLUSTER %b\r\n"
 _WHERE = frozenset({"port", "tls-port", "ip", "endpoint", "hostname"})  # fields of CLUSTER SHARDS
 _NODE_FIELDS = 8  # of a line of CLUSTER NODES, before the slots
@@ -28,7 +27,7 @@ class Told(NamedTuple):
     port: int
 
 
-class Nodes(Protocol):
+class NodeFinder(Protocol):
     """Who knows where clients find the nodes."""
 
     tls: bool  # clients of the gateway use TLS
@@ -46,7 +45,7 @@ class Nodes(Protocol):
         """
 
 
-def rewritten(word: bytes, frame: bytes, nodes: Nodes) -> bytes:
+def rewritten(word: bytes, frame: bytes, nodes: NodeFinder) -> bytes:
     """Return a whole reply to `CLUSTER word` as a client may see it."""
     word = word.upper()
     try:
@@ -65,7 +64,7 @@ def rewritten(word: bytes, frame: bytes, nodes: Nodes) -> bytes:
     return render(found)
 
 
-def _slots_row(row: Part, nodes: Nodes) -> Part | None:
+def _slots_row(row: ReplyElement, nodes: NodeFinder) -> ReplyElement | None:
     """Rewrite first slot, last slot, master, replicas; None where nobody can find the master."""
     first, last, master, *replicas = row.parts
     found = _slots_node(master, nodes, int(first.text))
@@ -75,18 +74,18 @@ def _slots_row(row: Part, nodes: Nodes) -> Part | None:
     return array([first, last, found, *(each for each in others if each is not None)])
 
 
-def _slots_node(node: Part, nodes: Nodes, slot: int | None) -> Part | None:
+def _slots_node(node: ReplyElement, nodes: NodeFinder, slot: int | None) -> ReplyElement | None:
     host, port, *more = node.parts
     node_id = more[0].text if more else ""
     told = nodes.told(node_id, [_place(host.text, int(port.text))], slot)
     if told is None:
         return None
     # What follows the id, from 7.0 on, is the node's other address and name.
-    rest = [more[0], *(Part(each.kind, []) for each in more[1:])] if more else []
+    rest = [more[0], *(ReplyElement(each.kind, []) for each in more[1:])] if more else []
     return array([bulk(told.host.encode()), number(told.port), *rest])
 
 
-def _shard(shard: Part, nodes: Nodes) -> Part | None:
+def _shard(shard: ReplyElement, nodes: NodeFinder) -> ReplyElement | None:
     fields = _pairs(shard)
     slots = fields["slots"].parts
     first = int(slots[0].text) if slots else None
@@ -100,10 +99,10 @@ def _shard(shard: Part, nodes: Nodes) -> Part | None:
     parts = []
     for name, value in fields.items():
         parts += [bulk(name.encode()), array(found) if name == "nodes" else value]
-    return Part(shard.kind, parts)
+    return ReplyElement(shard.kind, parts)
 
 
-def _shard_node(node: Part, nodes: Nodes, slot: int | None) -> Part | None:
+def _shard_node(node: ReplyElement, nodes: NodeFinder, slot: int | None) -> ReplyElement | None:
     fields = _pairs(node)
     is_master = fields["role"].text == "master"
     if not is_master and not nodes.replicas:
@@ -123,10 +122,10 @@ def _shard_node(node: Part, nodes: Nodes, slot: int | None) -> Part | None:
     ]
     kept = [(name, value) for name, value in fields.items() if name not in _WHERE]
     parts = [each for name, value in (*where, *kept) for each in (bulk(name.encode()), value)]
-    return Part(node.kind, parts)
+    return ReplyElement(node.kind, parts)
 
 
-def _lines(reply: Part, nodes: Nodes) -> Part:
+def _lines(reply: ReplyElement, nodes: NodeFinder) -> ReplyElement:
     text = reply.text
     verbatim = reply.kind == b"="
     found = [
@@ -135,10 +134,10 @@ def _lines(reply: Part, nodes: Nodes) -> Part:
         if (line := _line(each, nodes))
     ]
     body = "".join(f"{line}\n" for line in found)
-    return Part(reply.kind, ((text[:4] if verbatim else "") + body).encode())
+    return ReplyElement(reply.kind, ((text[:4] if verbatim else "") + body).encode())
 
 
-def _line(line: str, nodes: Nodes) -> str | None:
+def _line(line: str, nodes: NodeFinder) -> str | None:
     """Rewrite a line of CLUSTER NODES; None where clients are not told of the node."""
     node_id, where, flags, *rest = line.split(" ")
     is_master = "master" in flags.split(",")
@@ -157,7 +156,7 @@ def _line(line: str, nodes: Nodes) -> str | None:
     told = nodes.told(node_id, places, slot)
     if told is None:
         return None
-    bus = told.port + _BUS if told.port + _BUS <= _PORT_MAX else told.port
+    bus = told.port + CLUSTER_BUS_PORTS if told.port + CLUSTER_BUS_PORTS <= PORT_MAX else told.port
     name = "" if _is_ip(told.host) else told.host
     ip = nodes.ip if name else told.host
     kept = [each for each in more if each.startswith("shard-id=")]
@@ -166,7 +165,7 @@ def _line(line: str, nodes: Nodes) -> str | None:
     return " ".join(fields)
 
 
-def _pairs(part: Part) -> dict[str, Part]:
+def _pairs(part: ReplyElement) -> dict[str, ReplyElement]:
     """Return a map, which is a flat array in RESP2."""
     parts = part.parts
     return {key.text: value for key, value in zip(parts[::2], parts[1::2], strict=True)}

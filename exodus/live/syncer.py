@@ -21,7 +21,7 @@ from exodus import gc_tuning
 from exodus.cancellation import end_all
 from exodus.control import journal
 from exodus.control.heartbeats import ProcessKind, ProcessState, SyncerFacts, SyncerHeartbeat
-from exodus.control.process import STORE_ERRORS, RouteFollower
+from exodus.control.process import STORE_ERRORS, RouteProcess
 from exodus.control.route import Route
 from exodus.control.store import ControlStore
 from exodus.copy.guard import has_write_grant
@@ -60,7 +60,7 @@ COUNTED = {
 }
 
 
-class Syncer(RouteFollower):
+class Syncer(RouteProcess):
     """The process: it follows the route, takes leases, and runs lanes."""
 
     kind = ProcessKind.SYNCER

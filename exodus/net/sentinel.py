@@ -28,7 +28,7 @@ from exodus.plan.bounds import FEED_ANNOUNCED_PORT, SENTINEL_ANSWER_S
 
 
 @dataclass(frozen=True)
-class Answer:
+class SentinelAnswer:
     """What one Sentinel says. Addresses are host:port, as announced."""
 
     sentinel: str
@@ -55,7 +55,7 @@ class Verdict:
         return self.answered * 2 > self.asked
 
 
-def decide(answers: Sequence[Answer], asked: int, seen_epoch: int) -> Verdict | None:
+def decide(answers: Sequence[SentinelAnswer], asked: int, seen_epoch: int) -> Verdict | None:
     """Return what to believe; None: nobody answered, or all that answered are stale."""
     if not answers:
         return None
@@ -105,7 +105,7 @@ class Sentinels:
             )
         return self._clients[address]
 
-    async def ask(self) -> list[Answer]:
+    async def ask(self) -> list[SentinelAnswer]:
         """Return the answers of the Sentinels that answer within `SENTINEL_ANSWER_S`.
 
         Raises:
@@ -118,9 +118,9 @@ class Sentinels:
             for address, said in zip(addresses, found, strict=True)
             if isinstance(said, str)
         }
-        return [answer for answer in found if isinstance(answer, Answer)]
+        return [answer for answer in found if isinstance(answer, SentinelAnswer)]
 
-    async def _ask(self, address: Address) -> Answer | str:
+    async def _ask(self, address: Address) -> SentinelAnswer | str:
         client, name = self.client(address), self._service.service
         try:
             async with asyncio.timeout(SENTINEL_ANSWER_S):
@@ -136,7 +136,7 @@ class Sentinels:
         for reply in (where, master, replicas):
             if isinstance(reply, RedisError):
                 return str(reply)
-        return Answer(
+        return SentinelAnswer(
             address.place,
             place_of(_text(where[0]), int(where[1])),
             int(master["config-epoch"]),

@@ -49,7 +49,6 @@ class CaptureReader:
 
     def __init__(self) -> None:
         self.broken: str | None = None
-        self.skipped_blocks = 0  # of pcapng, of kinds that hold no packet
         self._kept = b""
         self._kind = ""
         self._order = "<"
@@ -155,8 +154,6 @@ class CaptureReader:
                 return
             link, _, snap_bytes = Struct(self._order + "HHI").unpack_from(body)
             self._interfaces.append(_Interface(link, snap_bytes, *self._clock(body[8:])))
-        elif kind != _SECTION_BLOCK:
-            self.skipped_blocks += 1
 
     def _clock(self, options: bytes) -> tuple[float, int]:
         """Return the length of a tick in s and the offset in s of an interface's times."""

@@ -31,6 +31,7 @@ from exodus.observe.templates import (
 from exodus.observe.workload import Operation, Pattern, Workload
 from exodus.plan.bounds import (
     COMPOSER_DEFAULT_EXPIRY_MS,
+    COMPOSER_KEY_BYTES,
     PLAYED_KEYS_MAX,
     PLAYED_PREPARED_BYTES_MAX,
     PLAYED_UNIT_REQUESTS_MAX,
@@ -41,10 +42,9 @@ from exodus.resp.encode import encode
 _TRANSACTION = ("MULTI", "EXEC", "DISCARD")
 _SET_UP = ("AUTH", "HELLO", "CLIENT", "SELECT", "QUIT", "RESET")  # of a connection
 _APART = (*_TRANSACTION, *_SET_UP)  # are played in another way, or with each connection
-_KEY_BYTES = 60  # of a key and its bookkeeping, where prepared bytes are estimated
 
 
-class Sent(NamedTuple):
+class ComposedRequest(NamedTuple):
     """One request to be sent."""
 
     shape: str
@@ -55,7 +55,7 @@ class Unit(NamedTuple):
     """Requests that are sent together on one connection, `due_s` after the beginning."""
 
     due_s: float
-    requests: list[Sent]
+    requests: list[ComposedRequest]
     waits: bool = False  # one blocking request, for a connection of its own
 
 
@@ -120,7 +120,7 @@ def shares_of(pattern: Pattern, distinct: int) -> list[float]:
     return [*top, *(share / whole * rest for share in tail)] if whole else top or [1.0]
 
 
-class _Part:
+class _Playable:
     """An operation that can be played."""
 
     def __init__(self, operation: Operation, template: Template | None, family: str) -> None:
@@ -151,7 +151,7 @@ class Composer:
         self.not_played: dict[str, int] = {}  # requests of the model, by shape
         self._prefix = prefix
         self._draw = draw
-        self._parts: list[_Part] = []
+        self._parts: list[_Playable] = []
         patterns = {each.pattern: each for each in workload.patterns}
         self._keys = {name: _Keys(each, prefix) for name, each in patterns.items()}
         families = _families(workload.operations)
@@ -209,7 +209,7 @@ class Composer:
         if not why_not:
             family = template.family if template else ""
             family = family or families.get(operation.pattern, STRING)
-            self._parts.append(_Part(operation, template, family))
+            self._parts.append(_Playable(operation, template, family))
         elif operation.command not in _APART:
             name = " ".join(
                 word
@@ -238,7 +238,7 @@ class Composer:
             keys = self._keys[name]
             for rank in range(keys.distinct):
                 size = min(sizes.draw(self._draw) if sizes else 1, PLAYED_VALUE_BYTES_MAX)
-                room -= size + _KEY_BYTES
+                room -= size + COMPOSER_KEY_BYTES
                 if room < 0:
                     return
                 if self._draw.random() < found_share:
@@ -289,10 +289,14 @@ class Composer:
         inside = [self._request(self._parts[self._inside.draw(draw)]) for _ in range(size)]
         return Unit(
             self._at_s,
-            [Sent("MULTI /1", encode("MULTI")), *inside, Sent("EXEC /1", encode("EXEC"))],
+            [
+                ComposedRequest("MULTI /1", encode("MULTI")),
+                *inside,
+                ComposedRequest("EXEC /1", encode("EXEC")),
+            ],
         )
 
-    def _request(self, part: _Part) -> Sent:
+    def _request(self, part: _Playable) -> ComposedRequest:
         operation, draw = part.operation, self._draw
         words: list[Arg] = [operation.command]
         if part.template is None:
@@ -314,9 +318,9 @@ class Composer:
                 if option not in before:
                     words += [option, *OPTIONS[operation.command][option]]
         words = [self._expiry(word, part) for word in words]
-        return Sent(part.shape, _filled(words, part.request_bytes.draw(draw)))
+        return ComposedRequest(part.shape, _filled(words, part.request_bytes.draw(draw)))
 
-    def _arguments(self, part: _Part) -> list[Arg]:
+    def _arguments(self, part: _Playable) -> list[Arg]:
         """Return the arguments behind the key, repeated where the model's request has more."""
         assert part.template is not None
         once = list(part.template.arguments(self._draw))
@@ -328,7 +332,7 @@ class Composer:
             once += part.template.arguments(self._draw)
         return once
 
-    def _expiry(self, word: Arg, part: _Part) -> Arg:
+    def _expiry(self, word: Arg, part: _Playable) -> Arg:
         if not isinstance(word, str) or not word.startswith("EXPIRY_"):
             return word
         millis = part.expiry_ms.draw(self._draw) if part.expiry_ms else COMPOSER_DEFAULT_EXPIRY_MS

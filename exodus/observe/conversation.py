@@ -26,7 +26,12 @@ from exodus.commands.table import Command
 from exodus.observe.coverage import Coverage
 from exodus.observe.events import Answer, Event, Sink
 from exodus.observe.shapes import Shapes
-from exodus.plan.bounds import QUEUED_EVENTS_MAX, UNANSWERED_EVENTS_MAX
+from exodus.plan.bounds import (
+    QUEUED_EVENTS_MAX,
+    UNANSWERED_EVENTS_MAX,
+    WATCHED_ERROR_BYTES_MAX,
+    WATCHED_NAME_BYTES_MAX,
+)
 from exodus.resp.scanner import Reply, ReplyScanner, Request, RequestScanner
 
 _HALF = 1 << 31
@@ -51,8 +56,6 @@ _PUSH_START = re.compile(
 )
 _TLS_BELOW = 0x18
 _TLS_RECORD = re.compile(rb"[\x14-\x17]\x03[\x00-\x04]")
-_NAME_BYTES_MAX = 64
-_ERROR_BYTES_MAX = 32
 
 
 class _Waiting:
@@ -306,9 +309,13 @@ class Conversation:
             if self._muted or self._muted_once:
                 return Answer.NONE
         elif role is Role.CLIENT and words[:1] == [b"SETNAME"] and len(args) == 3:
-            self._name = args[2][:_NAME_BYTES_MAX].decode("utf-8", "backslashreplace") or self._name
+            self._name = (
+                args[2][:WATCHED_NAME_BYTES_MAX].decode("utf-8", "backslashreplace") or self._name
+            )
         elif role is Role.CLIENT and words == [b"SETINFO", b"LIB-NAME"] and len(args) == 4:
-            self._coverage.library(args[3][:_NAME_BYTES_MAX].decode("utf-8", "backslashreplace"))
+            self._coverage.library(
+                args[3][:WATCHED_NAME_BYTES_MAX].decode("utf-8", "backslashreplace")
+            )
         return None
 
     # Replies.
@@ -333,7 +340,9 @@ class Conversation:
         event.reply_bytes = reply.size
         if reply.error:
             event.answer = Answer.ERROR
-            event.error = reply.head[:_ERROR_BYTES_MAX].split(b" ", 1)[0].decode("ascii", "replace")
+            event.error = (
+                reply.head[:WATCHED_ERROR_BYTES_MAX].split(b" ", 1)[0].decode("ascii", "replace")
+            )
         elif reply.nil:
             event.answer = Answer.NIL
         else:

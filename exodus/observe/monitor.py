@@ -74,7 +74,7 @@ def parse_line(line: bytes) -> tuple[float, int, str, list[bytes]] | None:
 
 
 @dataclass
-class Beside:
+class MonitorProbes:
     """Requests that somebody sends while MONITOR is on, and that it must show."""
 
     begin: asyncio.Event = field(default_factory=asyncio.Event)  # MONITOR is on
@@ -158,7 +158,7 @@ async def capture(
     cpu_share_max: float = MONITOR_CPU_SHARE_MAX,
     own: dict[str, str] | None = None,
     hashed: bool = False,
-    beside: Beside | None = None,
+    beside: MonitorProbes | None = None,
 ) -> MonitorWatch:
     """Watch the source for `seconds`, into the given profile or a new one.
 

@@ -32,6 +32,7 @@ from exodus.plan.bounds import (
     HELD_SEGMENT_BYTES_MAX,
     HELD_SEGMENTS_MAX,
     HELD_SEGMENTS_S,
+    PACKETS_LATE_SYN_BYTES,
     PACKETS_SWEEP_EVERY,
     REORDERED_SEGMENTS_MAX,
     WATCHED_CLOSED_MAX,
@@ -42,7 +43,6 @@ from exodus.plan.bounds import (
 _MASK = (1 << 32) - 1
 _HALF = 1 << 31
 _CLIENT, _SERVER = 0, 1
-_LATE_BYTES = 1 << 20  # behind the first ones of a connection, at which its SYN still belongs to it
 
 
 class _Held(NamedTuple):
@@ -313,7 +313,7 @@ class PacketWatcher:
         found = self._open.get(key)
         if flags & SYN:
             at = None if found is None else found[0].next[side]
-            if at is not None and ((at - seq - 1) & _MASK) < _LATE_BYTES:
+            if at is not None and ((at - seq - 1) & _MASK) < PACKETS_LATE_SYN_BYTES:
                 return None  # it came again, or late
             if found is not None and at is not None:
                 self._end(key)  # the ports are used anew

@@ -30,7 +30,7 @@ OWN_CLIENTS = "exodus-"  # how the names of Exodus's own connections begin
 TRANSACTION = frozenset({"MULTI", "EXEC", "DISCARD"})
 
 
-class Row:
+class ProfileRow:
     """The requests of one shape on one pattern. Latencies in µs, sizes in bytes.
 
     `own` of the calls are Exodus's own.
@@ -80,7 +80,7 @@ class Profile:
         self.on_keys = 0  # requests that name a key of an application: Exodus's own name none
         self.unreadable = 0  # lines of MONITOR that are none
         self.from_scripts = 0  # executed by a script; counted apart, since the script was counted
-        self.rows: dict[tuple[str, str], Row] = {}
+        self.rows: dict[tuple[str, str], ProfileRow] = {}
         self.commands: Counter[str] = Counter()
         self.keys: dict[str, KeyCounts] = {}
         self.databases: Counter[int] = Counter()
@@ -137,7 +137,7 @@ class Profile:
         return self.seconds or self.last_at - self.first_at
 
     @staticmethod
-    def _answer(row: Row, event: Event) -> None:
+    def _answer(row: ProfileRow, event: Event) -> None:
         row.answered += 1
         row.reply_sizes.record(event.reply_bytes)
         row.nils += event.answer is Answer.NIL
@@ -157,11 +157,11 @@ class Profile:
         if len(self.connections) < PROFILE_CLIENTS_MAX:
             self.connections.add(event.connection)
 
-    def _row(self, event: Event) -> Row:
+    def _row(self, event: Event) -> ProfileRow:
         if len(self.rows) >= PROFILE_ROWS_MAX:
             self.dropped["rows"] += 1
-            return self.rows.setdefault((OTHER, OTHER), Row(event))
-        row = self.rows[event.shape, event.pattern] = Row(event)
+            return self.rows.setdefault((OTHER, OTHER), ProfileRow(event))
+        row = self.rows[event.shape, event.pattern] = ProfileRow(event)
         return row
 
     def _keys(self, pattern: str) -> KeyCounts:
@@ -226,14 +226,14 @@ class Profile:
         }
 
     def _commands(self) -> list[dict[str, Any]]:
-        shapes: dict[str, list[Row]] = {}
+        shapes: dict[str, list[ProfileRow]] = {}
         for (shape, _), row in self.rows.items():
             shapes.setdefault(shape, []).append(row)
         found = [_shape_report(shape, rows) for shape, rows in shapes.items()]
         return sorted(found, key=lambda row: -row["calls"])[:PROFILE_SHAPES_SHOWN]
 
     def _patterns(self) -> list[dict[str, Any]]:
-        patterns: dict[str, list[Row]] = {}
+        patterns: dict[str, list[ProfileRow]] = {}
         for (_, pattern), row in self.rows.items():
             if row.keys:
                 patterns.setdefault(pattern, []).append(row)
@@ -253,7 +253,7 @@ class Profile:
         return sorted(found, key=lambda row: -row["calls"])[:PROFILE_PATTERNS_SHOWN]
 
 
-def _shape_report(shape: str, rows: list[Row]) -> dict[str, Any]:
+def _shape_report(shape: str, rows: list[ProfileRow]) -> dict[str, Any]:
     latency, requests, replies = Distribution(), Distribution(), Distribution()
     errors: Counter[str] = Counter()
     for row in rows:

@@ -10,15 +10,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from struct import Struct, unpack_from
 
+from exodus.plan.bounds import SEGMENTS_EXTENSIONS_MAX, SEGMENTS_LAYERS_MAX, SEGMENTS_VLANS_MAX
+
 ETHERNET, NULL, LOOP, SLL, SLL2 = 1, 0, 108, 113, 276
 _RAW = (101, 12, 14, 228, 229)  # an IP packet without anything before it
 _IPV4, _IPV6, _VLANS = 0x0800, 0x86DD, (0x8100, 0x88A8, 0x9100)
 _TCP, _UDP = 6, 17
 _VXLAN_PORT, _VXLAN_BYTES = 4789, 8
-_LAYERS_MAX = 4  # of VXLAN in VXLAN; no cloud has two
-_VLANS_MAX = 4
 _EXTENSIONS = (0, 43, 60)  # hop by hop, routing, destination: IPv6 headers before the TCP header
-_EXTENSIONS_MAX = 8
 _FRAGMENT = 44
 _TCP_HEAD = Struct(">IIBB").unpack_from
 
@@ -65,7 +64,7 @@ def _network_layer(link: int, data: bytes, unread: Unread) -> int:
 
 def _ethernet(data: bytes, at: int, unread: Unread) -> int:
     at += 12
-    for _ in range(_VLANS_MAX):
+    for _ in range(SEGMENTS_VLANS_MAX):
         if at + 2 > len(data):
             unread.malformed += 1
             return -1
@@ -117,7 +116,7 @@ def _ipv6(data: bytes, at: int, unread: Unread, layer: int) -> Segment | None:
     end = at + 40 + length
     protocol, addresses = data[at + 6], data[at + 8 : at + 40]
     at += 40
-    for _ in range(_EXTENSIONS_MAX):
+    for _ in range(SEGMENTS_EXTENSIONS_MAX):
         if protocol not in _EXTENSIONS:
             break
         if at + 8 > len(data):
@@ -134,7 +133,7 @@ def _transport(
     protocol: int, data: bytes, at: int, end: int, addresses: bytes, unread: Unread, layer: int
 ) -> Segment | None:
     """Return the segment at a place; `end` is where the IP packet ends on the wire."""
-    if protocol == _UDP and layer < _LAYERS_MAX:
+    if protocol == _UDP and layer < SEGMENTS_LAYERS_MAX:
         return _vxlan(data, at, unread, layer)
     if protocol != _TCP:
         unread.other_protocols += 1

@@ -14,13 +14,19 @@ from hashlib import sha256
 from exodus.commands.semantics import Role, block_timeout
 from exodus.commands.table import Command, CommandTable
 from exodus.observe.events import NO_EXPIRY, Event
-from exodus.plan.bounds import KEY_PATTERNS_MAX, PATTERNS_REMEMBERED_MAX, SHAPES_MAX
+from exodus.plan.bounds import (
+    KEY_PATTERNS_MAX,
+    PATTERNS_REMEMBERED_MAX,
+    SHAPES_EXACT_ARITY_MAX,
+    SHAPES_HASH_DIGITS,
+    SHAPES_IDENTIFIER_BYTES_MIN,
+    SHAPES_MAX,
+    SHAPES_NUMBER_DIGITS_MAX,
+    SHAPES_PATTERN_BYTES_MAX,
+)
 from exodus.plan.own_keys import is_own
 
 OTHER = "(other)"
-_PATTERN_BYTES_MAX = 128
-_VARIABLE_LETTERS = 16  # a word of letters and digits that is as long is an identifier
-_EXACT_ARITY_MAX = 4
 
 # Option words by command, with the index of the first argument that may be one.
 _WORDS: dict[bytes, tuple[int, frozenset[bytes]]] = {
@@ -90,11 +96,9 @@ _EXPIRIES = {
     b"PEXPIREAT": (2, 1, True),
 }
 _EXPIRY_WORDS = {b"EX": (1000, False), b"PX": (1, False), b"EXAT": (1000, True), b"PXAT": (1, True)}
-_NUMBER_DIGITS_MAX = 15
 _EXPIRES_BY_WORD = frozenset({b"SET", b"GETEX"})
 
 _LITERAL = re.compile(r"[^:/.|,{}\[\]#@*…]+")
-_HASH_DIGITS = 8
 _DIGITS = re.compile(rb"[0-9]+")
 _WORD = re.compile(rb"[^:/.|,{}\[\]#@]+")
 _MIXED = re.compile(rb"(?=[^0-9]*[0-9])[0-9A-Za-z_=+~-]+").fullmatch
@@ -102,7 +106,7 @@ _MIXED = re.compile(rb"(?=[^0-9]*[0-9])[0-9A-Za-z_=+~-]+").fullmatch
 
 def arity_class(arguments: int) -> str:
     """The class of a number of arguments, the command's name included."""
-    if arguments <= _EXACT_ARITY_MAX:
+    if arguments <= SHAPES_EXACT_ARITY_MAX:
         return str(arguments)
     most = 1 << (arguments - 1).bit_length()
     return f"{most // 2 + 1}-{most}"
@@ -112,11 +116,11 @@ def pattern_of(key: bytes) -> str:
     """Return a key with its variable parts as `*`.
 
     A part ends at one of `: / . | , { } [ ] # @`. Digits are variable, and a part of letters and
-    digits of `_VARIABLE_LETTERS` bytes or more is wholly so: identifiers and hashes.
+    digits of `SHAPES_IDENTIFIER_BYTES_MIN` bytes or more is wholly so: identifiers and hashes.
     """
-    cut = key[:_PATTERN_BYTES_MAX]
+    cut = key[:SHAPES_PATTERN_BYTES_MAX]
     return _WORD.sub(_part, cut).decode("utf-8", "backslashreplace") + (
-        "…" if len(key) > _PATTERN_BYTES_MAX else ""
+        "…" if len(key) > SHAPES_PATTERN_BYTES_MAX else ""
     )
 
 
@@ -125,12 +129,14 @@ def hashed_words(name: str) -> str:
 
     It hides names from who reads a report. Who can guess a word can recognise it.
     """
-    return _LITERAL.sub(lambda word: sha256(word[0].encode()).hexdigest()[:_HASH_DIGITS], name)
+    return _LITERAL.sub(
+        lambda word: sha256(word[0].encode()).hexdigest()[:SHAPES_HASH_DIGITS], name
+    )
 
 
 def _part(found: re.Match[bytes]) -> bytes:
     part = found.group()
-    if len(part) >= _VARIABLE_LETTERS and _MIXED(part) is not None:
+    if len(part) >= SHAPES_IDENTIFIER_BYTES_MIN and _MIXED(part) is not None:
         return b"*"
     if not part.isascii() or not part.decode("ascii").isprintable():
         return b"*"
@@ -143,8 +149,6 @@ class Shapes:
     def __init__(self, table: CommandTable, *, hashed: bool = False) -> None:
         self.table = table
         self._hashed = hashed  # words of patterns are hashed, but those of Exodus's own keys
-        self.shapes_dropped = 0  # requests whose shape was one too many
-        self.patterns_dropped = 0
         self._shapes: dict[tuple[Command, int, tuple[bytes, ...]], str] = {}
         self._names: dict[Command, str] = {}
         self._patterns: dict[str, str] = {}
@@ -192,11 +196,10 @@ class Shapes:
         return tuple(sorted(found)) if found else ()
 
     def _shape(self, command: Command, name: str, count: int, words: tuple[bytes, ...]) -> str:
-        exact = count if count <= _EXACT_ARITY_MAX else 1 << (count - 1).bit_length()
+        exact = count if count <= SHAPES_EXACT_ARITY_MAX else 1 << (count - 1).bit_length()
         shape = self._shapes.get((command, exact, words))
         if shape is None:
             if len(self._shapes) >= SHAPES_MAX:
-                self.shapes_dropped += 1
                 return OTHER
             spelled = " ".join([name.replace("|", " "), *(word.decode() for word in words)])
             shape = self._shapes[command, exact, words] = f"{spelled} /{arity_class(count)}"
@@ -207,13 +210,12 @@ class Shapes:
         kept = self._patterns.get(pattern)
         if kept is None:
             if len(self._patterns) >= KEY_PATTERNS_MAX:
-                self.patterns_dropped += 1
                 return OTHER
             kept = hashed_words(pattern) if self._hashed and not is_own(key) else pattern
             self._patterns[pattern] = kept
         if len(self._of_key) >= PATTERNS_REMEMBERED_MAX:
             self._of_key.clear()
-        if len(key) <= _PATTERN_BYTES_MAX:
+        if len(key) <= SHAPES_PATTERN_BYTES_MAX:
             self._of_key[key] = kept
         return kept
 
@@ -232,7 +234,7 @@ def _expiry_ms(name: bytes, args: list[bytes], words: tuple[bytes, ...], at: flo
 
 
 def _millis(number: bytes, unit: int, *, absolute: bool, at: float) -> int:
-    if not number.isdigit() or len(number) > _NUMBER_DIGITS_MAX:
+    if not number.isdigit() or len(number) > SHAPES_NUMBER_DIGITS_MAX:
         return NO_EXPIRY
     millis = int(number) * unit
     return max(0, millis - int(at * 1000)) if absolute else millis

@@ -18,13 +18,12 @@ from datasketches import frequent_items_error_type, frequent_strings_sketch, hll
 from exodus.plan.bounds import (
     SKEW_BATCH_KEYS,
     SKEW_EXPONENT_MAX,
+    SKEW_EXPONENT_STEPS,
+    SKEW_LG_BUCKETS,
     SKEW_LG_KEYS,
     SKEW_RANKS_SUMMED_MAX,
+    SKEW_TOP_KEYS,
 )
-
-_LG_BUCKETS = 12
-_EXPONENT_STEPS = 40
-TOP = 20
 
 
 class Skew(NamedTuple):
@@ -43,7 +42,7 @@ class KeyCounts:
     def __init__(self) -> None:
         self.total = 0
         self._hot = frequent_strings_sketch(SKEW_LG_KEYS)
-        self._keys = hll_sketch(_LG_BUCKETS)
+        self._keys = hll_sketch(SKEW_LG_BUCKETS)
         self._waiting: list[int] = []
 
     def record(self, key: int) -> None:
@@ -71,20 +70,22 @@ class KeyCounts:
         distinct = max(len(counts), round(float(self._keys.get_estimate())))
         shares = [count / self.total for count in counts]
         return Skew(
-            distinct, [round(share, 6) for share in shares[:TOP]], zipf_exponent(shares, distinct)
+            distinct,
+            [round(share, 6) for share in shares[:SKEW_TOP_KEYS]],
+            zipf_exponent(shares, distinct),
         )
 
 
 def zipf_exponent(shares: list[float], distinct: int) -> float:
-    """Fit a Zipf distribution over `distinct` keys: the exponent at which the `TOP` hottest get the
-    share that they have.
+    """Fit a Zipf distribution over `distinct` keys: the exponent at which the `SKEW_TOP_KEYS`
+    hottest get the share that they have.
     """
-    top = min(TOP, len(shares), distinct)
+    top = min(SKEW_TOP_KEYS, len(shares), distinct)
     wanted = sum(shares[:top])
     if top >= distinct:  # all keys are known: the slope of the ranks themselves
         return _slope(shares[:top])
     low, high = 0.0, SKEW_EXPONENT_MAX
-    for _ in range(_EXPONENT_STEPS):
+    for _ in range(SKEW_EXPONENT_STEPS):
         middle = (low + high) / 2
         if zipf_sum(middle, top) / zipf_sum(middle, distinct) < wanted:
             low = middle

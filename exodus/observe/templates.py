@@ -11,13 +11,16 @@ from collections.abc import Callable, Sequence
 from random import Random
 from typing import NamedTuple
 
-from exodus.plan.bounds import PLAYED_ELEMENTS_MAX, PLAYED_WAIT_S
+from exodus.plan.bounds import (
+    PLAYED_ELEMENTS_MAX,
+    PLAYED_WAIT_S,
+    TEMPLATES_ELEMENTS,
+    TEMPLATES_FIELDS,
+    TEMPLATES_MEMBERS,
+)
 
 Arg = bytes | str | int
 VALUE = b"(a value)"  # told by identity
-_FIELDS = 10
-_MEMBERS = 1_000
-_ELEMENTS = 16
 
 
 class Template(NamedTuple):
@@ -30,11 +33,11 @@ class Template(NamedTuple):
 
 
 def _field(draw: Random) -> str:
-    return f"f{draw.randrange(_FIELDS)}"
+    return f"f{draw.randrange(TEMPLATES_FIELDS)}"
 
 
 def _member(draw: Random) -> str:
-    return f"m{draw.randrange(_MEMBERS)}"
+    return f"m{draw.randrange(TEMPLATES_MEMBERS)}"
 
 
 def _fixed(*arguments: Arg) -> Callable[[Random], Sequence[Arg]]:
@@ -82,8 +85,8 @@ TEMPLATES: dict[str, Template] = {
     "BRPOP": Template(LIST, _fixed(PLAYED_WAIT_S)),
     "LLEN": Template(LIST, _fixed()),
     "LINDEX": Template(LIST, _fixed(0)),
-    "LRANGE": Template(LIST, _fixed(0, _ELEMENTS - 1)),
-    "LTRIM": Template(LIST, _fixed(0, _MEMBERS)),
+    "LRANGE": Template(LIST, _fixed(0, TEMPLATES_ELEMENTS - 1)),
+    "LTRIM": Template(LIST, _fixed(0, TEMPLATES_MEMBERS)),
     "SADD": Template(SET, lambda draw: (_member(draw),)),
     "SREM": Template(SET, lambda draw: (_member(draw),)),
     "SISMEMBER": Template(SET, lambda draw: (_member(draw),)),
@@ -92,18 +95,18 @@ TEMPLATES: dict[str, Template] = {
     "SCARD": Template(SET, _fixed()),
     "SPOP": Template(SET, _fixed()),
     "SRANDMEMBER": Template(SET, _fixed()),
-    "ZADD": Template(SORTED, lambda draw: (draw.randrange(_MEMBERS), _member(draw))),
+    "ZADD": Template(SORTED, lambda draw: (draw.randrange(TEMPLATES_MEMBERS), _member(draw))),
     "ZREM": Template(SORTED, lambda draw: (_member(draw),)),
     "ZSCORE": Template(SORTED, lambda draw: (_member(draw),)),
     "ZRANK": Template(SORTED, lambda draw: (_member(draw),)),
     "ZREVRANK": Template(SORTED, lambda draw: (_member(draw),)),
     "ZINCRBY": Template(SORTED, lambda draw: (1, _member(draw))),
     "ZCARD": Template(SORTED, _fixed()),
-    "ZCOUNT": Template(SORTED, _fixed(0, _MEMBERS)),
-    "ZRANGE": Template(SORTED, _fixed(0, _ELEMENTS - 1)),
-    "ZREVRANGE": Template(SORTED, _fixed(0, _ELEMENTS - 1)),
-    "ZRANGEBYSCORE": Template(SORTED, _fixed(0, _MEMBERS)),
-    "ZREVRANGEBYSCORE": Template(SORTED, _fixed(_MEMBERS, 0)),
+    "ZCOUNT": Template(SORTED, _fixed(0, TEMPLATES_MEMBERS)),
+    "ZRANGE": Template(SORTED, _fixed(0, TEMPLATES_ELEMENTS - 1)),
+    "ZREVRANGE": Template(SORTED, _fixed(0, TEMPLATES_ELEMENTS - 1)),
+    "ZRANGEBYSCORE": Template(SORTED, _fixed(0, TEMPLATES_MEMBERS)),
+    "ZREVRANGEBYSCORE": Template(SORTED, _fixed(TEMPLATES_MEMBERS, 0)),
     "ZPOPMIN": Template(SORTED, _fixed()),
     "ZPOPMAX": Template(SORTED, _fixed()),
     "BZPOPMIN": Template(SORTED, _fixed(PLAYED_WAIT_S)),
@@ -114,8 +117,8 @@ TEMPLATES: dict[str, Template] = {
     "XLEN": Template(STREAM, _fixed()),
     "XRANGE": Template(STREAM, _fixed("-", "+")),
     "XREVRANGE": Template(STREAM, _fixed("+", "-")),
-    "SETBIT": Template(BITS, lambda draw: (draw.randrange(_MEMBERS), 1)),
-    "GETBIT": Template(BITS, lambda draw: (draw.randrange(_MEMBERS),)),
+    "SETBIT": Template(BITS, lambda draw: (draw.randrange(TEMPLATES_MEMBERS), 1)),
+    "GETBIT": Template(BITS, lambda draw: (draw.randrange(TEMPLATES_MEMBERS),)),
     "BITCOUNT": Template(BITS, _fixed()),
     "PFADD": Template(COUNTING, lambda draw: (_member(draw),)),
     "PFCOUNT": Template(COUNTING, _fixed()),
@@ -171,20 +174,20 @@ def preparation(family: str, key: bytes, size: int, draw: Random) -> tuple[Arg, 
     value = b"v" * max(1, size)
     elements = min(max(size // 24, 1), PLAYED_ELEMENTS_MAX)
     if family == HASH:
-        each = b"v" * max(1, size // _FIELDS)
-        return ("HSET", key, *[arg for n in range(_FIELDS) for arg in (f"f{n}", each)])
+        each = b"v" * max(1, size // TEMPLATES_FIELDS)
+        return ("HSET", key, *[arg for n in range(TEMPLATES_FIELDS) for arg in (f"f{n}", each)])
     if family == LIST:
         return ("RPUSH", key, *[b"v" * 16] * elements)
     if family in (SET, SORTED):
-        places = draw.sample(range(_MEMBERS), elements)
+        places = draw.sample(range(TEMPLATES_MEMBERS), elements)
         if family == SET:
             return ("SADD", key, *[f"m{n}" for n in places])
         return ("ZADD", key, *[arg for n in places for arg in (n, f"m{n}")])
     simple: dict[str, tuple[Arg, ...]] = {
         STRING: ("SET", key, value),
-        NUMBER: ("SET", key, draw.randrange(_MEMBERS)),
+        NUMBER: ("SET", key, draw.randrange(TEMPLATES_MEMBERS)),
         STREAM: ("XADD", key, "*", "f", value),
-        BITS: ("SETBIT", key, draw.randrange(_MEMBERS), 1),
+        BITS: ("SETBIT", key, draw.randrange(TEMPLATES_MEMBERS), 1),
         COUNTING: ("PFADD", key, "m0"),
     }
     return simple[family]

@@ -27,7 +27,7 @@ from exodus.observe import monitor
 from exodus.observe.capture import Capture
 from exodus.observe.coverage import Coverage, Reconciled, commandstats, reconcile
 from exodus.observe.events import Event
-from exodus.observe.monitor import Beside, hidden
+from exodus.observe.monitor import MonitorProbes, hidden
 from exodus.observe.packets import PacketWatcher
 from exodus.observe.profile import Profile
 from exodus.observe.shapes import pattern_of
@@ -44,7 +44,7 @@ MONITOR, PACKETS = "MONITOR", "packets"
 
 
 @dataclass
-class Watched:
+class WatchedTraffic:
     """What a copy showed, and what it was to show."""
 
     source: str  # MONITOR or packets
@@ -96,7 +96,7 @@ def share_of(rows: Sequence[Reconciled]) -> float:
 
 async def watch_monitor(
     nodes: Sequence[Node], table: CommandTable, *, seconds: float, hashed: bool = False
-) -> Watched:
+) -> WatchedTraffic:
     """Watch all masters of a side by MONITOR while probes of them are sent.
 
     With `hashed`, key patterns are shown by hashes of their words.
@@ -125,7 +125,7 @@ async def watch_monitor(
         for each in watches
         if (why := each.part.cost["stopped"])
     ]
-    return Watched(
+    return WatchedTraffic(
         MONITOR,
         profile,
         sum(each.probes.sent for each in watches),
@@ -261,7 +261,7 @@ async def watch_packets(
     *,
     seconds: float,
     hashed: bool = False,
-) -> Watched:
+) -> WatchedTraffic:
     """Watch the packets that come into a folder while probes of all masters of a side are sent.
 
     With `hashed`, key patterns are shown by hashes of their words. Packets of several masters are
@@ -303,7 +303,7 @@ async def watch_packets(
     profile.seconds = watcher.last_at - watcher.first_at
     first, last = probes[0].first, probes[0].last
     alone = len(nodes) == 1 and first is not None and last is not None
-    found = Watched(
+    found = WatchedTraffic(
         PACKETS,
         profile,
         sum(each.sent for each in probes),
@@ -327,7 +327,7 @@ class _Probes:
     key: bytes  # that they ask for
     sent: int = 0  # and answered
     own: dict[str, str] = field(default_factory=dict)  # the name of their connection, by address
-    beside: Beside = field(default_factory=Beside)
+    beside: MonitorProbes = field(default_factory=MonitorProbes)
     first: dict[str, int] | None = None  # None: the server does not tell
     last: dict[str, int] | None = None
 

@@ -15,7 +15,7 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationErro
 from exodus.errors import OperatorError
 from exodus.observe.distribution import Distribution
 from exodus.observe.keyspace import Keyspace
-from exodus.observe.profile import Profile, Row
+from exodus.observe.profile import Profile, ProfileRow
 from exodus.plan.bounds import (
     WORKLOAD_BYTES_MAX,
     WORKLOAD_EXPONENT_MAX,
@@ -45,11 +45,11 @@ _Count = Annotated[int, Field(ge=0, le=WORKLOAD_VALUE_MAX)]
 _Share = Annotated[float, Field(ge=0, le=1)]
 
 
-class _Part(BaseModel):
+class _WorkloadModel(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
-class Spread(_Part):
+class Spread(_WorkloadModel):
     """A distribution: values, each the highest of its step of 1/128, with their counts."""
 
     values: list[tuple[_Value, _Count]] = Field(default=[], description="[value, count], in order")
@@ -69,7 +69,7 @@ class Spread(_Part):
         return sum(count for _, count in self.values)
 
 
-class Operation(_Part):
+class Operation(_WorkloadModel):
     """The requests of one shape on one key pattern."""
 
     command: str = Field(description="the server's name of the command, in capitals")
@@ -102,7 +102,7 @@ class Operation(_Part):
         return self
 
 
-class Pattern(_Part):
+class Pattern(_WorkloadModel):
     """The keys that look alike."""
 
     pattern: str = Field(description="the key with its variable parts as *")
@@ -119,7 +119,7 @@ class Pattern(_Part):
     )
 
 
-class Rates(_Part):
+class Rates(_WorkloadModel):
     """Requests a second."""
 
     mean: float = Field(ge=0, description="over the whole time")
@@ -128,7 +128,7 @@ class Rates(_Part):
     peak_hour: float = Field(ge=0, description="of the busiest hour")
 
 
-class Workload(_Part):
+class Workload(_WorkloadModel):
     """A workload as it was observed."""
 
     version: Literal[1] = 1
@@ -309,7 +309,7 @@ def _patterns(frame: pd.DataFrame, profile: Profile) -> list[Pattern]:
     return sorted(found, key=lambda each: -(each.reads + each.writes))
 
 
-def _operation(key: tuple[str, str], row: Row) -> Operation:
+def _operation(key: tuple[str, str], row: ProfileRow) -> Operation:
     shape, pattern = key
     words, _, arity = shape.partition(" /")
     container, _, subcommand = row.command.partition("|")

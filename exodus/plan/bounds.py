@@ -17,6 +17,10 @@ CURSOR_BITS = 45  # The server's part of a SCAN cursor. The bits above name the 
 SCRIPTS_BYTES_MAX = 8 * 1024 * 1024  # Script texts kept, to be loaded on the other side.
 UNKNOWN_REQUESTS_MAX = 1_000  # Requests whose command the server has yet to describe, else a gap.
 UNKNOWN_BYTES_MAX = 4 * 1024 * 1024  # The arguments of those requests.
+COMMAND_NAME_BYTES_MAX = 64  # Of a command's spelling that a gateway remembers.
+COMMAND_SPELLINGS_MAX = 10_000  # Spellings that it remembers.
+PENDING_QUEUE_SLACK = 64  # Answered requests that a queue keeps before it moves the others up.
+REPLY_DEPTH_MAX = 16  # Arrays in arrays of a reply that is read as a tree.
 
 # Turns of clients in a gateway's event loop.
 TURN_BYTES = 64 * 1024  # Bytes of one client, before the others have their turn.
@@ -38,6 +42,7 @@ JOURNAL_RETAIN_MS = 15 * 60 * 1000  # A backfill chunk may look back this far.
 SPOOL_BYTES_MAX = 256 * 1024 * 1024  # Journal on disk while the control store is away.
 INTENT_SEGMENT_BYTES = 1024 * 1024
 INTENT_SEGMENTS_MAX = 64
+INTENT_RESERVE_BYTES = 16 * 1024  # Of a segment, for gaps.
 
 # Heartbeats, leases, and turns of phases.
 HEARTBEAT_S = 0.5
@@ -108,6 +113,7 @@ CLUSTER_ANSWER_S = 2.0  # Within which a node says who has which slots.
 CLUSTER_REDIRECT_S = 5.0  # For which a request is sent again after MOVED, ASK, TRYAGAIN.
 CLUSTER_AGAIN_S = 0.05  # Before it is sent again to where it was refused.
 CLUSTER_GUARD_EVERY = 16  # Slots from one guard key of a cluster to the next.
+CLUSTER_BUS_PORTS = 10_000  # From a node's port to its bus port, where nothing else is set.
 CLUSTER_SCRIPT_ARGS_MAX = 6_000  # Of one command in a script: Lua's stack takes 8,000.
 TOPOLOGY_SIGHTS_KEPT = 120  # Looks at a master's offsets, to tell what a failover lost.
 SENTINELS_MIN = 3  # Fewer Sentinels cannot outvote a stale one.
@@ -124,7 +130,6 @@ LARGE_ELEMENTS = 10_000  # The same, where a server does not report the memory o
 CHUNK_BYTES = 512 * 1024  # Of a large key, in one command.
 CHUNK_ELEMENTS = 1_000
 MIGRATE_TIMEOUT_MS = 1_000  # The source is blocked while the target does not answer a MIGRATE.
-CHUNKS_KEPT = 100_000  # Rows of chunks that a backfill keeps.
 HEAVY_BYTES = 64 * 1024  # The copies of a key with a larger payload are counted one by one.
 HEAVY_KEYS_MAX = 1_000
 
@@ -152,6 +157,11 @@ HELD_ALL_BYTES_MAX = 256 * 1024 * 1024  # of all connections together
 UNANSWERED_EVENTS_MAX = 10_000  # of one connection; beyond, the oldest has no answer
 QUEUED_EVENTS_MAX = 10_000  # of one transaction
 SHAPES_MAX = 4_000
+SHAPES_PATTERN_BYTES_MAX = 128  # of a key that becomes a pattern; a longer key is cut
+SHAPES_IDENTIFIER_BYTES_MIN = 16  # a word of letters and digits that is as long is an identifier
+SHAPES_EXACT_ARITY_MAX = 4  # more arguments are counted in powers of two
+SHAPES_NUMBER_DIGITS_MAX = 15  # of an expiry
+SHAPES_HASH_DIGITS = 8  # of a name that a report hides
 KEY_PATTERNS_MAX = 4_000
 PATTERNS_REMEMBERED_MAX = 50_000  # keys whose pattern is not worked out again
 PROFILE_ROWS_MAX = 20_000  # pairs of shape and key pattern
@@ -179,6 +189,8 @@ SAMPLE_SECONDS_MAX = 120.0
 SAMPLE_BUSY_SHARE_MAX = 0.1  # of the server's time that a keyspace sample may take
 WATCHED_CLOSED_MAX = 1_000  # closed connections whose last packets are told from new ones
 WATCHED_LIBRARIES_MAX = 500  # names of client libraries
+WATCHED_NAME_BYTES_MAX = 64  # of a client's or a library's name
+WATCHED_ERROR_BYTES_MAX = 32  # of an error's code
 WATCHED_PORTS_MAX = 1_000  # other ports that are counted, for the hint about a wrong one
 UNPARSED_REASONS_MAX = 64
 SKEW_BATCH_KEYS = 512  # that are counted before they go into a sketch
@@ -198,6 +210,9 @@ PLAYED_KEYS_MAX = 100_000  # of one key pattern
 PLAYED_PREPARED_BYTES_MAX = 256 * 1024 * 1024  # of scratch keys that are made for reads to find
 PLAYED_VALUE_BYTES_MAX = 16 * 1024 * 1024  # of one value
 PLAYED_UNIT_REQUESTS_MAX = 1_000  # of one burst or transaction
+TEMPLATES_FIELDS = 10  # names of fields in prepared hashes
+TEMPLATES_MEMBERS = 1_000  # names of members, and scores, in prepared sets and sorted sets
+TEMPLATES_ELEMENTS = 16  # that a ranged read asks for
 PLAYED_CONNECTIONS_MAX = 500
 PLAYED_WAITING_MAX = 100_000  # requests without an answer; beyond, due ones are not sent
 RAMP_SPEEDS = (0.25, 0.5, 1.0)  # of Pre-test's trial on the target, one after another
@@ -281,6 +296,11 @@ GUARD_TOUCHES_MAX = 3
 
 # exodus/copy/impact.py
 IMPACT_PROBE_EVERY_S = 0.05
+IMPACT_PAUSE_S_MIN = 0.001  # Before a batch, once there is any.
+IMPACT_PAUSE_S_MAX = 1.0
+IMPACT_REST_EVERY_MS = 15_000  # All readers rest together once in this time.
+IMPACT_REST_MS = 700  # A rest takes so long.
+IMPACT_FRESH_MS = 2 * IMPACT_REST_EVERY_MS  # A share that was measured before counts no more.
 IMPACT_LOOK_EVERY_S = 0.5
 IMPACT_SETTLE_MS = 200  # of a rest, in which what was asked before it is answered
 IMPACT_FIRST_S = 0.3  # before the first turn, where nobody else can tell the applications' share
@@ -606,6 +626,7 @@ LOAD_PLAYS_MAX = 3  # of one speed, as long as it is too slow
 LOAD_SLACK_US = 5_000  # what the player itself may add to a latency
 LOAD_CALLS_MIN = 100  # of a command: fewer have no 99th percentile
 LOAD_ANSWERED_SHARE_MIN = 0.99
+LOAD_SPEEDS_REQUIRED = (1.0, 2.0)  # times the observed rate: what must hold
 
 # exodus/acceptance/trial_copy.py
 TRIAL_BATCH_KEYS = 200
@@ -745,6 +766,7 @@ CURSORS_DIGITS_MAX = 20  # of a cursor
 
 # exodus/observe/composer.py
 COMPOSER_DEFAULT_EXPIRY_MS = 60_000
+COMPOSER_KEY_BYTES = 60  # of a key and its bookkeeping, where prepared bytes are estimated
 
 # exodus/observe/monitor_cost.py
 MONITOR_COST_REQUESTS_MIN = 200  # of the time before, for a figure a request
@@ -762,6 +784,9 @@ PROFILE_CLIENTS_SHOWN = 50
 SKEW_LG_KEYS = 12
 SKEW_EXPONENT_MAX = 3.0
 SKEW_RANKS_SUMMED_MAX = 2_000  # terms of a Zipf sum, added one by one; then an integral
+SKEW_LG_BUCKETS = 12  # 2**12 buckets count distinct keys: an error of 1.6 %
+SKEW_EXPONENT_STEPS = 40  # of a bisection
+SKEW_TOP_KEYS = 20  # the hottest keys, to which the exponent is fitted
 
 # exodus/plan/scope.py
 SCOPE_DATABASE_MAX = 1_000_000
@@ -783,8 +808,32 @@ VERDICTS_KILL_S = 0.2  # between two attempts to end a script
 LOG_LINES_SHOWN = 20
 PROCESSES_TERM_S = 10.0
 
+# exodus/stack/clusters.py, servers.py, up.py
+STACK_CLUSTER_MASTERS = 3
+STACK_CLUSTER_WITHIN_S = 30.0  # for the nodes of a new cluster to agree
+STACK_LISTENERS = 8  # of the gateway in front of a cluster
+# A failover on one machine then takes about two seconds.
+STACK_SENTINEL_DOWN_AFTER_MS = 500
+STACK_SENTINEL_FAILOVER_TIMEOUT_MS = 2_000
+
 # exodus/telemetry/sketches.py
 KEY_BYTES_MAX = 1024  # a longer key is counted by its beginning
+# 2**10 counters, three quarters of them in use: an error of at most 0.35 % of all requests
+SKETCHES_HOT_LG_KEYS = 10
+# 2**12 buckets: a relative error of 1.6 % (one standard deviation)
+SKETCHES_DISTINCT_LG_BUCKETS = 12
+
+# exodus/telemetry/counters.py
+COUNTERS_COMMANDS_MAX = 1_000  # a client may send any bytes as a name
+COUNTERS_ERRORS_MAX = 64  # codes of one command; scripts may make up their own
+COUNTERS_CODE_BYTES_MAX = 32
+COUNTERS_PREFIXES_MAX = 512
+COUNTERS_PREFIX_BYTES_MAX = 64
+COUNTERS_HOT_KEYS_SHOWN = 20
+COUNTERS_WAITING_KEYS_MAX = 64  # that wait for a sketch
+HOT_SAMPLE = 8  # the sketch of hot keys sees one request in 8; a power of two
+# the sketch of distinct keys sees the keys whose hash is divisible by 16; a power of two
+DISTINCT_SAMPLE = 16
 
 # tasks/advice.py
 TASKS_ADVICE_LONG_S = 3_600.0
@@ -811,6 +860,13 @@ MONITOR_READ_BYTES = 256 * 1024
 
 # exodus/observe/packets.py
 PACKETS_SWEEP_EVERY = 4_096
+# behind the first bytes of a connection, at which its SYN still belongs to it
+PACKETS_LATE_SYN_BYTES = 1024 * 1024
+
+# exodus/observe/segments.py
+SEGMENTS_LAYERS_MAX = 4  # of VXLAN in VXLAN; no cloud has two
+SEGMENTS_VLANS_MAX = 4  # tags of one frame
+SEGMENTS_EXTENSIONS_MAX = 8  # IPv6 headers before the TCP header
 
 # exodus/observe/capture.py
 CAPTURE_HEAD_BYTES = 64 * 1024  # in which a file's first packet is

@@ -31,7 +31,7 @@ from exodus.plan.bounds import (
     REHEARSAL_PUSH_S,
     REHEARSAL_SESSIONS,
 )
-from exodus.rehearsal.sessions import Session
+from exodus.rehearsal.sessions import RehearsalSession
 
 
 def _counters(prefix: str, session: int, slots: Sequence[int]) -> list[str]:
@@ -107,7 +107,9 @@ class ProbeClients:
         self._slots = slots
         self._stop = asyncio.Event()
         self._sessions = [
-            Session(gateway, listeners, name=name, timeout_s=timeout_s, told_port=told_port)
+            RehearsalSession(
+                gateway, listeners, name=name, timeout_s=timeout_s, told_port=told_port
+            )
             for _ in range(REHEARSAL_SESSIONS + 1 + 2 * queue)
         ]
         self._tasks: list[asyncio.Task[None]] = []
@@ -124,7 +126,7 @@ class ProbeClients:
             work += [self._push(others[1], len(counting) + 1), self._pop(others[2])]
         self._tasks = [asyncio.create_task(each) for each in work]
 
-    async def _come(self, session: Session) -> None:
+    async def _come(self, session: RehearsalSession) -> None:
         try:
             await session.come()
         except redis.RedisError as exc:
@@ -154,7 +156,7 @@ class ProbeClients:
         """Return the listeners that answered a request since then."""
         return {listener for session in self._sessions for listener in session.answered_by}
 
-    async def _write(self, session: Session, number: int) -> None:
+    async def _write(self, session: RehearsalSession, number: int) -> None:
         keys, step = _counters(self._prefix, number, self._slots), 0
         while not self._stop.is_set():
             key = keys[step % len(keys)]
@@ -165,7 +167,7 @@ class ProbeClients:
             step += 1
             await self._pause(number)
 
-    async def _remove(self, session: Session, number: int) -> None:
+    async def _remove(self, session: RehearsalSession, number: int) -> None:
         step = 0
         while not self._stop.is_set():
             key = _removed(self._prefix, step)
@@ -182,7 +184,7 @@ class ProbeClients:
             step += 1
             await self._pause(number)
 
-    async def _push(self, session: Session, number: int) -> None:
+    async def _push(self, session: RehearsalSession, number: int) -> None:
         while not self._stop.is_set():
             job = b"%d" % len(self._pushed)
             with self._request(number, self._jobs):
@@ -190,7 +192,7 @@ class ProbeClients:
                 self._pushed.add(job)
             await asyncio.sleep(REHEARSAL_PUSH_S)
 
-    async def _pop(self, session: Session) -> None:
+    async def _pop(self, session: RehearsalSession) -> None:
         while not self._stop.is_set():
             with self._request(None, self._jobs):  # it waits because it is asked to
                 found = await session.ask(self._jobs, "BLPOP", self._jobs, REHEARSAL_POP_S)

@@ -13,14 +13,14 @@ from exodus.feeds.feed import ChangeFeed, until_heard
 from exodus.feeds.reader import probe_name
 from exodus.plan.plan import Plan
 from exodus.plan.vocabulary import Side
-from exodus.rehearsal.nodes import Nodes
-from exodus.rehearsal.sessions import Session
+from exodus.rehearsal.nodes import RehearsalNodes
+from exodus.rehearsal.sessions import RehearsalSession
 from exodus.topology.endpoint import Endpoint
 from exodus.topology.node import Node
 
 
 async def prove_listeners(
-    feed: ChangeFeed, plan: Plan, nodes: Nodes, *, within_s: float
+    feed: ChangeFeed, plan: Plan, nodes: RehearsalNodes, *, within_s: float
 ) -> list[str]:
     """Write probe keys to each master through its listener until one is in the feed; return them.
 
@@ -31,7 +31,7 @@ async def prove_listeners(
         SourceError: no node of the source says who has which slots.
     """
     # The login is Exodus's own, which the source checks.
-    session = Session(
+    session = RehearsalSession(
         plan.through_gateway(Side.SOURCE),
         nodes.listeners,
         name="exodus-feed",
@@ -55,7 +55,7 @@ async def prove_listeners(
 
 
 async def _heard(
-    feed: ChangeFeed, session: Session, node: Node, prefix: str, within_s: float
+    feed: ChangeFeed, session: RehearsalSession, node: Node, prefix: str, within_s: float
 ) -> str:
     """Return the name of the probe key of one node that came."""
 

@@ -15,7 +15,7 @@ from exodus.topology.endpoint import Endpoint
 
 
 @dataclass(frozen=True)
-class Nodes:
+class RehearsalNodes:
     """What the sessions of a rehearsal need. The default is of two single servers."""
 
     listeners: tuple[int, ...] = (0,)  # by which sessions come
@@ -32,7 +32,7 @@ class Nodes:
         return [place for place, listener in masters.items() if listener not in answered_by]
 
 
-async def find_nodes(store: ControlStore, plan: Plan) -> Nodes:
+async def find_nodes(store: ControlStore, plan: Plan) -> RehearsalNodes:
     """Return the nodes of now.
 
     Raises:
@@ -41,7 +41,7 @@ async def find_nodes(store: ControlStore, plan: Plan) -> Nodes:
     """
     sides = clusters_of(plan)
     if not sides:
-        return Nodes()
+        return RehearsalNodes()
     await check_listeners(store, plan)
     published = await read_listeners(store)
     listeners, slots = {0}, set()
@@ -52,4 +52,4 @@ async def find_nodes(store: ControlStore, plan: Plan) -> Nodes:
         shards = [node.shard for node in nodes if node.shard is not None]
         slots |= {slot for shard in shards for slot in shard.multiples(GUARD_SLOTS.step)[:1]}
         masters[side] = {shard.master: published[side].by_place(shard.master) for shard in shards}
-    return Nodes(tuple(sorted(listeners)), tuple(sorted(slots)), masters)
+    return RehearsalNodes(tuple(sorted(listeners)), tuple(sorted(slots)), masters)

@@ -39,7 +39,7 @@ from exodus.plan.bounds import (
 from exodus.plan.plan import Plan
 from exodus.plan.vocabulary import Hold, Side
 from exodus.rehearsal.clients import ProbeClients, again, names
-from exodus.rehearsal.nodes import Nodes, find_nodes
+from exodus.rehearsal.nodes import RehearsalNodes, find_nodes
 from exodus.rehearsal.own_gateway import OwnGateway, started
 from exodus.rehearsal.steps import RehearsedSwitch, steps
 from exodus.topology.applications import connect_as_application, takes_nobody
@@ -121,7 +121,7 @@ class _Rehearsal:
     writer: int = 0
     lost: int = 0
     resurrected: int = 0
-    nodes: Nodes = field(default_factory=Nodes)
+    nodes: RehearsalNodes = field(default_factory=RehearsalNodes)
 
     @property
     def guard_name(self) -> str:

@@ -22,7 +22,7 @@ from exodus.plan.address import Address
 from exodus.plan.bounds import REHEARSAL_AGAIN_S, REHEARSAL_REDIRECTS_MAX
 
 
-class Session:
+class RehearsalSession:
     """One session. Requests are never sent twice by the client itself, which would be counted as
     ours.
     """

@@ -2,7 +2,8 @@
 cimport cython
 
 cdef int _STAR, _DOLLAR, _LINE, _BULK, _ELEMENTS, _PAIRS, _ATTRIBUTE
-cdef Py_ssize_t _ARGS_MAX, _BULK_BYTES_MAX, _DIGITS_MAX, _NO_NUMBER, _FIRST_BYTES_MAX, _SHORT_LINE_BYTES, _ARG_BYTES_MAX, _FRAME_BYTES_MAX, _SHORT_BYTES
+cdef Py_ssize_t _ARGS_MAX, _BULK_BYTES_MAX, _DIGITS_MAX, _NO_NUMBER, _FIRST_BYTES_MAX
+cdef Py_ssize_t _SHORT_LINE_BYTES, _ARG_BYTES_MAX, _FRAME_BYTES_MAX, _SHORT_BYTES
 cdef bytes _NOTHING, _SHAPES
 
 @cython.no_gc
@@ -29,8 +30,10 @@ cdef class RequestScanner:
     cdef Py_ssize_t _before, _want, _skip, _retained
     cdef bint _skipped, _odd
 
-    @cython.locals(found=list, args=list, view="const unsigned char*", at=Py_ssize_t, end=Py_ssize_t, start=Py_ssize_t, want=Py_ssize_t, step=Py_ssize_t, eol=Py_ssize_t,
-                   stop=Py_ssize_t, count=Py_ssize_t, size=Py_ssize_t, begin=Py_ssize_t)
+    @cython.locals(found=list, args=list, view="const unsigned char*", at=Py_ssize_t,
+                   end=Py_ssize_t, start=Py_ssize_t, want=Py_ssize_t, step=Py_ssize_t,
+                   eol=Py_ssize_t, stop=Py_ssize_t, count=Py_ssize_t, size=Py_ssize_t,
+                   begin=Py_ssize_t)
     cpdef list feed(self, bytes data)
 
 @cython.locals(number=Py_ssize_t, index=Py_ssize_t)
@@ -53,6 +56,8 @@ cdef class ReplyScanner:
     cdef int _kind
     cdef bint _aggregate
 
-    @cython.locals(found=list, view="const unsigned char*", at=Py_ssize_t, end=Py_ssize_t, start=Py_ssize_t, depth=Py_ssize_t, step=Py_ssize_t, eol=Py_ssize_t,
-                   stop=Py_ssize_t, kind=int, shape=int, line=Py_ssize_t, size=Py_ssize_t, count=Py_ssize_t)
+    @cython.locals(found=list, view="const unsigned char*", at=Py_ssize_t, end=Py_ssize_t,
+                   start=Py_ssize_t, depth=Py_ssize_t, step=Py_ssize_t, eol=Py_ssize_t,
+                   stop=Py_ssize_t, kind=int, shape=int, line=Py_ssize_t, size=Py_ssize_t,
+                   count=Py_ssize_t)
     cpdef list feed(self, bytes data)

@@ -7,22 +7,23 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from exodus.plan.bounds import REPLY_DEPTH_MAX
+
 _LINES, _BULKS, _AGGREGATES = b"+-:_#,(", b"$=!", b"*~>%"
 _PAIRS = b"%"
-_DEPTH_MAX = 16
 
 
 @dataclass
-class Part:
+class ReplyElement:
     """One element. `value` is the line, the payload, or the elements (key, value, key … of a map);
     None: a null.
     """
 
     kind: bytes
-    value: bytes | list[Part] | None
+    value: bytes | list[ReplyElement] | None
 
     @property
-    def parts(self) -> list[Part]:
+    def parts(self) -> list[ReplyElement]:
         """Return the elements.
 
         Raises:
@@ -44,22 +45,22 @@ class Part:
         return (self.value or b"").decode()
 
 
-def bulk(data: bytes) -> Part:
+def bulk(data: bytes) -> ReplyElement:
     """Return a bulk string."""
-    return Part(b"$", data)
+    return ReplyElement(b"$", data)
 
 
-def number(value: int) -> Part:
+def number(value: int) -> ReplyElement:
     """Return an integer."""
-    return Part(b":", b"%d" % value)
+    return ReplyElement(b":", b"%d" % value)
 
 
-def array(parts: list[Part]) -> Part:
+def array(parts: list[ReplyElement]) -> ReplyElement:
     """Return an array."""
-    return Part(b"*", parts)
+    return ReplyElement(b"*", parts)
 
 
-def parse(frame: bytes) -> Part:
+def parse(frame: bytes) -> ReplyElement:
     """Return a whole reply as a tree.
 
     Raises:
@@ -71,37 +72,37 @@ def parse(frame: bytes) -> Part:
     return found
 
 
-def render(part: Part) -> bytes:
+def render(part: ReplyElement) -> bytes:
     """Return the bytes of a tree."""
     found: list[bytes] = []
     _render(part, found)
     return b"".join(found)
 
 
-def _part(frame: bytes, at: int, depth: int) -> tuple[Part, int]:
-    if depth > _DEPTH_MAX:
+def _part(frame: bytes, at: int, depth: int) -> tuple[ReplyElement, int]:
+    if depth > REPLY_DEPTH_MAX:
         raise ValueError("a reply that is too deep")
     kind, end = frame[at : at + 1], frame.index(b"\r\n", at)
     line, at = frame[at + 1 : end], end + 2
     if kind and kind in _LINES:
-        return Part(kind, line), at
+        return ReplyElement(kind, line), at
     if not kind or kind not in _BULKS + _AGGREGATES:
         raise ValueError(f"unknown type {kind!r}")
     size = int(line)
     if size < 0:
-        return Part(kind, None), at
+        return ReplyElement(kind, None), at
     if kind in _BULKS:
         if len(frame) < at + size + 2:
             raise ValueError("not whole")
-        return Part(kind, frame[at : at + size]), at + size + 2
+        return ReplyElement(kind, frame[at : at + size]), at + size + 2
     parts = []
     for _ in range(size * (2 if kind in _PAIRS else 1)):
         part, at = _part(frame, at, depth + 1)
         parts.append(part)
-    return Part(kind, parts), at
+    return ReplyElement(kind, parts), at
 
 
-def _render(part: Part, found: list[bytes]) -> None:
+def _render(part: ReplyElement, found: list[bytes]) -> None:
     kind, value = part.kind, part.value
     if isinstance(value, list):
         found.append(b"%b%d\r\n" % (kind, len(value) // (2 if kind in _PAIRS else 1)))

@@ -30,9 +30,9 @@ from exodus.commands.table import CommandTable
 from exodus.control import journal
 from exodus.control.changes import Key, id_order, pack
 from exodus.control.heartbeats import ComparerFacts, ComparerHeartbeat, ProcessKind, ProcessState
-from exodus.control.process import STORE_ERRORS, RouteFollower
+from exodus.control.process import STORE_ERRORS, RouteProcess
 from exodus.control.route import Route
-from exodus.control.shadow_pairs import Unreadable, unpack_pairs
+from exodus.control.shadow_pairs import UnreadablePairs, unpack_pairs
 from exodus.control.store import ControlStore
 from exodus.copy.key import Failure
 from exodus.engine import Engine, open_engine
@@ -83,7 +83,7 @@ log = logging.getLogger(__name__)
 _ALWAYS = 2**63  # a time that never comes
 
 
-class Comparer(RouteFollower):
+class Comparer(RouteProcess):
     """The process: it follows the route, and compares while the route asks for shadow traffic."""
 
     kind = ProcessKind.COMPARER
@@ -355,7 +355,7 @@ class Comparer(RouteFollower):
             try:
                 pairs = unpack_pairs(fields.get(b"p", b"no field p"))
                 found += [Exchange.of(at_ms, pair) for pair in pairs]
-            except Unreadable as exc:
+            except UnreadablePairs as exc:
                 self._tally.not_tried["an entry of the shadow stream cannot be read"] += 1
                 log.warning("the shadow stream: %s", exc)
         return found

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from exodus.control.shadow_pairs import Pair, Unreadable
+from exodus.control.shadow_pairs import Pair, UnreadablePairs
 from exodus.resp.scanner import RequestScanner
 
 
@@ -41,12 +41,12 @@ class Exchange:
         """Read a pair that was published at a time of the control store.
 
         Raises:
-            Unreadable: it has no whole request.
+            UnreadablePairs: it has no whole request.
         """
         requests = [each.args for each in RequestScanner().feed(pair.request)]
         transaction = bool(requests) and requests[0] == [b"MULTI"]
         requests = requests[1:] if transaction else requests[:1]
         if not requests or not all(requests):
-            raise Unreadable(f"an empty request at {at_ms}")
+            raise UnreadablePairs(f"an empty request at {at_ms}")
         client = pair.client.decode("utf-8", "backslashreplace").strip()
         return cls(at_ms, pair.db, tuple(requests), pair.reply, pair.write, transaction, client)

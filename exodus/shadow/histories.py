@@ -8,7 +8,7 @@ the key is that state, if nobody wrote the key between the copy and the write:
 2. The shadow stream brings the writes. The key is copied again.
 3. The key is quiet again for as long. Its new copy is the state after: the history *ends*.
 4. The journal named the key as often as these writes did, so no other write is among them. What
-   happened is then a `Step`: a state, the writes, and the state that they led to.
+   happened is then a `HistoryStep`: a state, the writes, and the state that they led to.
 
 Anything else gives the writes up, each with its reason. Times are of the control store's clock, in
 milliseconds.
@@ -62,7 +62,7 @@ class Write:
 
 
 @dataclass(frozen=True)
-class Step:
+class HistoryStep:
     """Writes of the same keys, the states that they found, and the states that they led to."""
 
     writes: tuple[Write, ...]
@@ -97,7 +97,7 @@ class Histories:
 
     def __init__(self) -> None:
         self._by_key: dict[Key, _History] = {}
-        self.steps: deque[Step] = deque()  # what ended and is not tried yet
+        self.steps: deque[HistoryStep] = deque()  # what ended and is not tried yet
         self.tries = 0  # of the first one
         self.given_up: list[tuple[Exchange, str]] = []  # writes, each with its reason
 
@@ -213,7 +213,7 @@ class Histories:
                     keys.setdefault(other, self._by_key[other])
         return keys
 
-    def _step(self, group: Mapping[Key, _History], until_ms: int) -> Step | None:
+    def _step(self, group: Mapping[Key, _History], until_ms: int) -> HistoryStep | None:
         writes = list(dict.fromkeys(each for one in group.values() for each in one.writes))
         why = next((why for one in group.values() if (why := _why_not(one, until_ms))), "")
         several = len(group) > 1 or any(each.keys.keys() != group.keys() for each in writes)
@@ -228,7 +228,7 @@ class Histories:
                 self._give_up(each, why)
         if why or not writes:
             return None
-        return Step(
+        return HistoryStep(
             tuple(writes),
             {key: one.before for key, one in group.items() if one.before is not None},
             {key: one.after for key, one in group.items() if one.after is not None},

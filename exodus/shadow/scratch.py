@@ -30,7 +30,7 @@ class NoScratch(Exception):
 
 
 @dataclass(frozen=True)
-class Outcome:
+class TrialOutcome:
     """What a trial led to."""
 
     replies: list[Reply]  # errors as values
@@ -101,7 +101,7 @@ class Scratch:
 
     async def replayed(
         self, states: Mapping[bytes, Snapshot], requests: list[list[bytes]], *, script: bool
-    ) -> Outcome:
+    ) -> TrialOutcome:
         """Run requests on keys of these states. Of a script, what it looks for and what it writes
         beside these keys is counted.
 
@@ -127,7 +127,9 @@ class Scratch:
             after = await states_now(into, keys)
         finally:
             await into.pipeline([("UNLINK", *keys)])
-        return Outcome(replies, after, misses, await self._remove_strays(into) if script else 0)
+        return TrialOutcome(
+            replies, after, misses, await self._remove_strays(into) if script else 0
+        )
 
     async def _empty(self, keys: Sequence[bytes]) -> Leg:
         """Return the connection to the database, once it is known to be empty and the keys are

@@ -29,7 +29,7 @@ from exodus.plan.own_keys import RESERVED_PREFIX
 from exodus.resp.encode import Arg
 from exodus.shadow.histories import Snapshot
 from exodus.shadow.rules import error_code
-from exodus.shadow.scratch import NoScratch, Outcome, Scratch, check_made, states_now
+from exodus.shadow.scratch import NoScratch, Scratch, TrialOutcome, check_made, states_now
 from exodus.shadow.trials import TooSlow, Trials
 
 TOO_LARGE = "a key is too large for a scratch copy"
@@ -75,7 +75,7 @@ class ClusterScratch(Scratch):
 
     async def replayed(
         self, states: Mapping[bytes, Snapshot], requests: list[list[bytes]], *, script: bool
-    ) -> Outcome:
+    ) -> TrialOutcome:
         """As `Scratch.replayed`."""
         made: list[Sequence[Arg]] = [
             ("RESTORE", self._name(key), state.expiry_ms, state.payload, "ABSTTL")
@@ -97,7 +97,7 @@ class ClusterScratch(Scratch):
         *,
         script: bool,
         look: bool = True,
-    ) -> Outcome:
+    ) -> TrialOutcome:
         if script:
             raise NoScratch(NO_SCRIPTS)
         ours, names = self._ours, {key: self._name(key) for key in keys}
@@ -123,7 +123,7 @@ class ClusterScratch(Scratch):
         finally:
             await ours.pipeline([("UNLINK", name) for name in names.values()])
         back = {name: key for key, name in names.items()}
-        return Outcome(
+        return TrialOutcome(
             [_back(reply, back) for reply in replies],
             {key: after[name] for key, name in names.items() if name in after},
             0,

@@ -59,7 +59,7 @@ OUTCOMES = frozenset({"excluded", "not_comparable", "not_tried"})  # why an exch
 
 
 @dataclass(order=True)
-class Pending:
+class PendingDifference:
     """A reply that differs and is asked for again."""
 
     due: float
@@ -113,8 +113,8 @@ class Judge:
         self._reporter = reporter
         self._lives = lives
         self._now = now
-        self._pending: list[Pending] = []
-        self._waiting: dict[tuple[int, tuple[bytes, ...]], Pending] = {}
+        self._pending: list[PendingDifference] = []
+        self._waiting: dict[tuple[int, tuple[bytes, ...]], PendingDifference] = {}
         self._numbers = 0
         self._asks_left, self._asks_at = COMPARE_ASKS_PER_S_MAX, now()
 
@@ -268,15 +268,15 @@ class Judge:
             self._tally.undecided(row, MOVED if moved else WAITS if same else CROWDED)
             return
         self._numbers += 1
-        self._push(Pending(0.0, self._numbers, exchange, keys, here, self._version(keys)))
+        self._push(PendingDifference(0.0, self._numbers, exchange, keys, here, self._version(keys)))
 
-    def _push(self, pending: Pending) -> None:
+    def _push(self, pending: PendingDifference) -> None:
         pending.due = self._now() + self._looks_s[pending.looks]
         pending.looks += 1
         heapq.heappush(self._pending, pending)
         self._waiting[_identity(pending.exchange)] = pending
 
-    async def _look(self, pending: Pending) -> None:
+    async def _look(self, pending: PendingDifference) -> None:
         exchange, keys = pending.exchange, pending.keys
         row = self._tally.row(exchange.command)
         if any(key in self._copies.state.filtered for key in keys):
@@ -313,7 +313,7 @@ class Judge:
         if pending.kept:  # a confirmed row is not pending any more, and stays
             await self._reporter.withdrawn(exchange, keys)
 
-    def _why_undecided(self, pending: Pending, here: Reply, there: Reply) -> str:
+    def _why_undecided(self, pending: PendingDifference, here: Reply, there: Reply) -> str:
         exchange = pending.exchange
         if error_code(here) == "NOPERM" and error_code(pending.here) != "NOPERM":
             return NOT_ALLOWED
@@ -323,7 +323,9 @@ class Judge:
             return WRITTEN
         return NO_SCRIPT if error_code(there) == "NOSCRIPT" else ""
 
-    async def _judge_last(self, pending: Pending, there: Reply, row: Counter[str]) -> None:
+    async def _judge_last(
+        self, pending: PendingDifference, there: Reply, row: Counter[str]
+    ) -> None:
         """Confirm, unless the journal tells only now of a write between the two replies."""
         exchange, keys = pending.exchange, pending.keys
         await self._lives.check()

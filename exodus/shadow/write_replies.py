@@ -23,7 +23,7 @@ from exodus.plan.bounds import COMPARE_REPLAYS_PER_S_MAX, COMPARE_TOLD_MS, COMPA
 from exodus.shadow.causes import Cause, cause_of_refusal, near
 from exodus.shadow.copies import SampledCopies
 from exodus.shadow.exchange import Exchange
-from exodus.shadow.histories import NOT_TRIED, OUTSIDE, Snapshot, Step
+from exodus.shadow.histories import NOT_TRIED, OUTSIDE, HistoryStep, Snapshot
 from exodus.shadow.investigation import KeyFinding
 from exodus.shadow.lives import Lives
 from exodus.shadow.replays import NoReplay, replay
@@ -51,7 +51,7 @@ LOST = "a connection was lost each time that it was tried"
 
 
 @dataclass(frozen=True)
-class Ran:
+class ReplayedWrites:
     """The replies to writes that were run again, one each."""
 
     replies: list[Reply]
@@ -138,7 +138,7 @@ class WriteReplies:
             for write in step.writes if why else ():
                 self._tally.unproved(write.exchange.command, why)
 
-    async def _why_not(self, step: Step) -> str:
+    async def _why_not(self, step: HistoryStep) -> str:
         """Compare the replies of one step; return why that cannot be done."""
         try:
             replayed = [replay(each.exchange, parse(each.exchange.reply)) for each in step.writes]
@@ -164,7 +164,7 @@ class WriteReplies:
         self._copies.state.judge(step.keys)
         return ""
 
-    async def _run(self, step: Step, exchanges: list[Exchange]) -> Ran | str:
+    async def _run(self, step: HistoryStep, exchanges: list[Exchange]) -> ReplayedWrites | str:
         """Run writes on the state before; their replies, or why these prove nothing."""
         requests: list[list[bytes]] = []
         ends: list[int] = []
@@ -188,10 +188,15 @@ class WriteReplies:
             _same_state(outcome.after[places[key]], state) for key, state in step.after.items()
         ):
             return OTHER_STATE
-        return Ran(replies, doubtful=outcome.misses > 0)
+        return ReplayedWrites(replies, doubtful=outcome.misses > 0)
 
     async def _differs(
-        self, step: Step, exchange: Exchange, wanted: Reply, there: Reply, ran: Ran
+        self,
+        step: HistoryStep,
+        exchange: Exchange,
+        wanted: Reply,
+        there: Reply,
+        ran: ReplayedWrites,
     ) -> str:
         """Confirm a difference; return why it is not one."""
         if len(step.writes) > 1:
@@ -226,7 +231,7 @@ class WriteReplies:
         )
         return ""
 
-    async def _all_gateways_told(self, step: Step) -> bool:
+    async def _all_gateways_told(self, step: HistoryStep) -> bool:
         """Return whether each gateway told of itself after the step: it has told of its writes."""
         beats = await registry.heartbeats(self._engine.store, "gateway")
         return all(beat.at_ms > step.at_ms for beat in beats)

@@ -11,10 +11,9 @@ import redis
 
 from exodus.commands.key_slots import SLOTS
 from exodus.errors import StackError
+from exodus.plan.bounds import CLUSTER_BUS_PORTS, PORT_MAX, STACK_CLUSTER_WITHIN_S
 from exodus.stack.home import free_port
 
-BUS = 10_000  # from a server's port to that of the cluster bus
-WITHIN_S = 30.0
 CLUSTER_SETTINGS = {
     "cluster_enabled": "yes",
     "cluster_node_timeout": "1000",
@@ -27,10 +26,10 @@ def cluster_port() -> int:
     """Return a free port whose bus port is free, too."""
     while True:
         port = free_port()
-        if port + BUS > 65_535:
+        if port + CLUSTER_BUS_PORTS > PORT_MAX:
             continue
         with contextlib.suppress(OSError), socket.socket() as bus:
-            bus.bind(("127.0.0.1", port + BUS))
+            bus.bind(("127.0.0.1", port + CLUSTER_BUS_PORTS))
             return port
 
 
@@ -101,12 +100,12 @@ def _ready(node: redis.Redis, masters: int, replicas: int) -> bool:
 
 
 def _until(condition: Callable[[], bool], otherwise: str) -> None:
-    deadline = time.monotonic() + WITHIN_S
+    deadline = time.monotonic() + STACK_CLUSTER_WITHIN_S
     while not condition():
         if time.monotonic() > deadline:
             raise StackError(
                 "the cluster was not made",
-                why=f"{otherwise} within {WITHIN_S:.0f} s",
+                why=f"{otherwise} within {STACK_CLUSTER_WITHIN_S:.0f} s",
                 next_step="look at the servers' logs",
             )
         time.sleep(0.05)  # no event loop runs here, and a node tells its state only when asked

@@ -53,7 +53,7 @@ class Fork(Exception):
         self.request, self.streams = request, streams
 
 
-class Server:
+class ForkServer:
     """One thread that knows its forks by their clients' connections."""
 
     def __init__(self, path: str) -> None:
@@ -208,7 +208,7 @@ def serve(path: str, modules: list[str]) -> None:
     gc.freeze()
     own = os.getpid()
     try:
-        Server(path).serve()
+        ForkServer(path).serve()
     except Fork as fork:
         order = fork
     become(order, own)

@@ -8,7 +8,6 @@ They use `default` without a password, in this local stack only.
 from __future__ import annotations
 
 import socket
-import subprocess
 import sys
 from dataclasses import dataclass
 from enum import StrEnum
@@ -17,14 +16,12 @@ from pathlib import Path
 
 from exodus.errors import StackError
 from exodus.plan.address import Address
+from exodus.plan.bounds import STACK_SENTINEL_DOWN_AFTER_MS, STACK_SENTINEL_FAILOVER_TIMEOUT_MS
 from exodus.private_files import write_private
 from exodus.resp.encode import encode
 from exodus.stack.processes import Started, start, wait_ready
 
 USER = "exodus"
-# A failover on one machine then takes about two seconds.
-SENTINEL_DOWN_AFTER_MS = 500
-SENTINEL_FAILOVER_TIMEOUT_MS = 2_000
 
 
 class ServerKind(StrEnum):
@@ -153,8 +150,8 @@ def start_sentinel(
         "bind 127.0.0.1",
         f"dir {quoted(folder)}",
         f"sentinel monitor {service} 127.0.0.1 {master_port} {quorum}",
-        f"sentinel down-after-milliseconds {service} {SENTINEL_DOWN_AFTER_MS}",
-        f"sentinel failover-timeout {service} {SENTINEL_FAILOVER_TIMEOUT_MS}",
+        f"sentinel down-after-milliseconds {service} {STACK_SENTINEL_DOWN_AFTER_MS}",
+        f"sentinel failover-timeout {service} {STACK_SENTINEL_FAILOVER_TIMEOUT_MS}",
         f"sentinel parallel-syncs {service} 1",
     ]
     file = folder / "sentinel.conf"
@@ -181,10 +178,3 @@ def answers(port: int) -> bool:
             return said.startswith((b"+PONG", b"-NOAUTH"))
     except OSError:
         return False
-
-
-def version_of(kind: ServerKind) -> str:
-    """Return the version text of the binary."""
-    return subprocess.run(  # noqa: S603 - a binary of an installed package
-        [str(binary(kind)), "--version"], capture_output=True, text=True, check=True
-    ).stdout.strip()

@@ -24,7 +24,7 @@ from redis.exceptions import RedisError
 from exodus.control.store import ControlStore
 from exodus.errors import ExodusError, OperatorError
 from exodus.plan.address import Address
-from exodus.plan.bounds import SENTINELS_MIN
+from exodus.plan.bounds import SENTINELS_MIN, STACK_CLUSTER_MASTERS, STACK_LISTENERS
 from exodus.plan.migration_file import load_migration
 from exodus.plan.vocabulary import Side
 from exodus.private_files import write_private
@@ -37,8 +37,6 @@ from exodus.topology.endpoint import Endpoint
 from exodus.topology.pair_checks import check_pair, raise_if_fatal
 
 MIGRATION = "demo"
-CLUSTER_MASTERS = 3
-LISTENERS = 8  # of the gateway in front of a cluster
 DATA_PLANE = ("gateway", "syncer", "comparer")
 
 
@@ -68,7 +66,7 @@ class TopologyKind(StrEnum):
 
 
 @dataclass
-class Wanted:
+class StackOptions:
     """What to start. A URL names a real server instead of an embedded one."""
 
     source_url: str | None = None
@@ -100,7 +98,7 @@ def urls(home: Home) -> dict[str, str]:
 
 def up(
     home: Home,
-    wanted: Wanted,
+    wanted: StackOptions,
     say: Callable[[str], None],
     *,
     serving: Callable[[], None] = lambda: None,
@@ -198,7 +196,7 @@ class _Stack:
             )
 
     def start(
-        self, wanted: Wanted, say: Callable[[str], None], serving: Callable[[], None]
+        self, wanted: StackOptions, say: Callable[[str], None], serving: Callable[[], None]
     ) -> None:
         home = self.home
         port = free_port()
@@ -230,7 +228,7 @@ class _Stack:
             deploying.result()
         wait_ready(worker, lambda: prefect.worker_online(home, port), within_s=60)
 
-    def _servers(self, wanted: Wanted) -> None:
+    def _servers(self, wanted: StackOptions) -> None:
         home = self.home
         given: dict[str, dict[str, Any]] = {}
         embedded = []
@@ -286,7 +284,7 @@ class _Stack:
         """Start the masters of a cluster, and give them their slots; return the side."""
         home = self.home
         started = []
-        for number in range(1, CLUSTER_MASTERS + 1):
+        for number in range(1, STACK_CLUSTER_MASTERS + 1):
             node = f"{name}-{number}"
             shutil.rmtree(home.data / node, ignore_errors=True)
             server = start_server(
@@ -305,7 +303,7 @@ class _Stack:
             wait_server(server)
         ports = [server.port for server in started]
         password = home.secret(name).read_text().strip()
-        join(ports, masters=CLUSTER_MASTERS, username=servers.USER, password=password)
+        join(ports, masters=STACK_CLUSTER_MASTERS, username=servers.USER, password=password)
         return {
             "cluster": [f"127.0.0.1:{port}" for port in ports],
             "username": servers.USER,
@@ -414,8 +412,8 @@ def _gateway(topology: TopologyKind) -> dict[str, Any]:
     if not topology.is_cluster(Side.TARGET):
         return {"host": "127.0.0.1", "port": free_port()}
     facade = {"facade": "cluster"} if topology.has_facade else {}
-    first = free_ports(LISTENERS)
-    return {"host": "127.0.0.1", "port": first, "listeners": LISTENERS, **facade}
+    first = free_ports(STACK_LISTENERS)
+    return {"host": "127.0.0.1", "port": first, "listeners": STACK_LISTENERS, **facade}
 
 
 def _given(home: Home, name: str, url: str, password_file: Path | None) -> dict[str, str]:

@@ -24,8 +24,10 @@ cdef class Telemetry:
     cdef list _hot, _distinct
     cdef Py_ssize_t _turn
 
-    @cython.locals(counters=CommandCounters, prefix=PrefixCounters, view="const unsigned char*", head=bytes, stop=Py_ssize_t, end=Py_ssize_t, micros=Py_ssize_t)
-    cpdef observe(self, Command command, bytes key, double seconds, Py_ssize_t request_bytes, Py_ssize_t reply_bytes, bytes error)
+    @cython.locals(counters=CommandCounters, prefix=PrefixCounters, view="const unsigned char*",
+                   head=bytes, stop=Py_ssize_t, end=Py_ssize_t, micros=Py_ssize_t)
+    cpdef observe(self, Command command, bytes key, double seconds, Py_ssize_t request_bytes,
+                  Py_ssize_t reply_bytes, bytes error)
     cdef _take_in(self)
     cdef CommandCounters _counters(self, Command command)
     cdef PrefixCounters _prefix(self, bytes raw)

@@ -11,21 +11,23 @@ from collections.abc import Callable, Iterator
 from typing import Protocol, TypedDict
 
 from exodus.commands.table import Command
+from exodus.plan.bounds import (
+    COUNTERS_CODE_BYTES_MAX,
+    COUNTERS_COMMANDS_MAX,
+    COUNTERS_ERRORS_MAX,
+    COUNTERS_HOT_KEYS_SHOWN,
+    COUNTERS_PREFIX_BYTES_MAX,
+    COUNTERS_PREFIXES_MAX,
+    COUNTERS_WAITING_KEYS_MAX,
+    DISTINCT_SAMPLE,
+    HOT_SAMPLE,
+)
 from exodus.telemetry.histogram import Histogram
 from exodus.telemetry.sample import Sample
 
-_COMMANDS_MAX = 1_000  # a client may send any bytes as a name
-_ERRORS_MAX = 64  # codes of one command; scripts may make up their own
-_CODE_BYTES_MAX = 32
-_PREFIXES_MAX = 512
-_PREFIX_BYTES_MAX = 64
-_HOT_KEYS_SHOWN = 20
-_WAITING_MAX = 64
-HOT_SAMPLE = 8  # the sketch of hot keys sees one request in 8; a power of two
+_PREFIX_BYTES_MAX = COUNTERS_PREFIX_BYTES_MAX
+_WAITING_MAX = COUNTERS_WAITING_KEYS_MAX
 _HOT_MASK = HOT_SAMPLE - 1
-DISTINCT_SAMPLE = (
-    16  # that of distinct keys sees the keys whose hash is divisible by 16; a power of two
-)
 _DISTINCT_MASK = DISTINCT_SAMPLE - 1
 OTHER = "(other)"
 NO_PREFIX = "(none)"
@@ -243,8 +245,8 @@ class Telemetry:
 
     def _counters(self, command: Command) -> CommandCounters:
         text = command.name.decode("ascii", "replace")
-        room = len(self._of_command) < _COMMANDS_MAX
-        if not room or len(text) > _CODE_BYTES_MAX:
+        room = len(self._of_command) < COUNTERS_COMMANDS_MAX
+        if not room or len(text) > COUNTERS_CODE_BYTES_MAX:
             text = OTHER
         counters = self.commands.get(text)
         if counters is None:
@@ -257,13 +259,13 @@ class Telemetry:
 
     @staticmethod
     def _error(counters: CommandCounters, error: bytes) -> None:
-        code = error.decode("ascii", "replace")[:_CODE_BYTES_MAX]
-        if code not in counters.errors and len(counters.errors) >= _ERRORS_MAX:
+        code = error.decode("ascii", "replace")[:COUNTERS_CODE_BYTES_MAX]
+        if code not in counters.errors and len(counters.errors) >= COUNTERS_ERRORS_MAX:
             code = OTHER
         counters.errors[code] = counters.errors.get(code, 0) + 1
 
     def _prefix(self, raw: bytes) -> PrefixCounters:
-        room = len(self.prefixes) < _PREFIXES_MAX and len(raw) <= _PREFIX_BYTES_MAX
+        room = len(self.prefixes) < COUNTERS_PREFIXES_MAX and len(raw) <= _PREFIX_BYTES_MAX
         text = (raw.decode("utf-8", "backslashreplace") if raw else NO_PREFIX) if room else OTHER
         counters = self.prefixes.get(text)
         if counters is None:
@@ -355,7 +357,7 @@ class Telemetry:
         self._take_in()
         return [
             (key.decode("utf-8", "backslashreplace"), count)
-            for key, count in self.keys.hot(_HOT_KEYS_SHOWN)
+            for key, count in self.keys.hot(COUNTERS_HOT_KEYS_SHOWN)
         ]
 
     def distinct_keys(self) -> int:

@@ -13,13 +13,13 @@ from collections import Counter
 
 from datasketches import frequent_items_error_type, frequent_strings_sketch, hll_sketch
 
-from exodus.plan.bounds import KEY_BYTES_MAX
-from exodus.telemetry.counters import DISTINCT_SAMPLE, HOT_SAMPLE
-
-_HOT_LG_KEYS = (
-    10  # 2**10 counters, three quarters of them in use: an error of at most 0.35 % of all requests
+from exodus.plan.bounds import (
+    DISTINCT_SAMPLE,
+    HOT_SAMPLE,
+    KEY_BYTES_MAX,
+    SKETCHES_DISTINCT_LG_BUCKETS,
+    SKETCHES_HOT_LG_KEYS,
 )
-_HLL_LG_BUCKETS = 12  # 2**12 buckets: a relative error of 1.6 % (one standard deviation)
 
 
 def _text(key: bytes) -> str:
@@ -32,8 +32,8 @@ class KeySketches:
     __slots__ = ("_distinct", "_hot")
 
     def __init__(self) -> None:
-        self._hot = frequent_strings_sketch(_HOT_LG_KEYS)
-        self._distinct = hll_sketch(_HLL_LG_BUCKETS)
+        self._hot = frequent_strings_sketch(SKETCHES_HOT_LG_KEYS)
+        self._distinct = hll_sketch(SKETCHES_DISTINCT_LG_BUCKETS)
 
     def take_in(self, hot: list[bytes], distinct: list[bytes]) -> None:
         """See `counters.Keys`."""

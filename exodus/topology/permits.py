@@ -17,7 +17,7 @@ from exodus.plan.address import Cluster, Place, Service
 from exodus.plan.plan import Plan
 from exodus.plan.vocabulary import Side, UserRole
 from exodus.topology.endpoint import Endpoint
-from exodus.topology.rights import Right, Version, Wanted, rights_of
+from exodus.topology.rights import Right, UsedFeatures, Version, rights_of
 
 # Of a command that is never run; a user without ~* may not name it, and needs to
 _ARGUMENT = "{exodus}:permit"
@@ -64,11 +64,11 @@ def _roles(plan: Plan, side: Side) -> list[UserRole]:
     return [UserRole.SYNCER, *[role for role in UserRole if plan.users.of(role, side) is not None]]
 
 
-def wanted_of(plan: Plan, side: Side) -> Wanted:
+def wanted_of(plan: Plan, side: Side) -> UsedFeatures:
     """Return the features that a plan uses on a side."""
     place = plan.address(side)
     sentinel, cluster = isinstance(place, Service), isinstance(place, Cluster)
-    return Wanted(plan.fence.of(side), plan.feed, plan.strategy, sentinel, cluster)
+    return UsedFeatures(plan.fence.of(side), plan.feed, plan.strategy, sentinel, cluster)
 
 
 async def try_rights(plan: Plan, side: Side, engine: str, version: Version) -> list[Refused]:

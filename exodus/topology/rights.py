@@ -61,7 +61,7 @@ _AUTO = frozenset({FenceKind.AUTO})
 
 
 @dataclass(frozen=True)
-class Wanted:
+class UsedFeatures:
     """What a migration makes use of."""
 
     fence: FenceKind = FenceKind.AUTO
@@ -88,7 +88,7 @@ class Right:
     cluster: bool = False  # only on the nodes of a cluster
     without: str = ""  # what happens without it, where the engine goes on; empty: it does not
 
-    def applies(self, role: UserRole, side: Side, wanted: Wanted) -> bool:
+    def applies(self, role: UserRole, side: Side, wanted: UsedFeatures) -> bool:
         """Return whether a role needs it on a side."""
         return (
             role in self.roles
@@ -434,7 +434,7 @@ def has(command: str, engine: str, version: Version) -> bool:
 
 
 def rights_of(
-    role: UserRole, side: Side, engine: str, version: Version, wanted: Wanted
+    role: UserRole, side: Side, engine: str, version: Version, wanted: UsedFeatures
 ) -> list[tuple[str, Right]]:
     """Return each command that a role needs on a side with its first reason; the indispensable ones
     first.
@@ -473,7 +473,7 @@ def server_of(text: str) -> tuple[str, Version]:
 
 
 def rule_of(
-    roles: Iterable[UserRole], side: Side, engine: str, version: Version, wanted: Wanted
+    roles: Iterable[UserRole], side: Side, engine: str, version: Version, wanted: UsedFeatures
 ) -> str:
     """Return the ACL SETUSER rule for a user of these roles."""
     commands = dict.fromkeys(

@@ -2,7 +2,8 @@
 cimport cython
 
 cdef Py_ssize_t _FOOTER_BYTES, _ID_BYTES, _LZF_RATIO_MAX
-cdef int _SET, _HASH, _ZSET, _INTSET, _ZSET_ZIPLIST, _HASH_ZIPLIST, _QUICKLIST, _STREAM, _HASH_LISTPACK, _ZSET_LISTPACK, _QUICKLIST_2, _STREAM_2, _SET_LISTPACK, _STREAM_3
+cdef int _SET, _HASH, _ZSET, _INTSET, _ZSET_ZIPLIST, _HASH_ZIPLIST, _QUICKLIST, _STREAM
+cdef int _HASH_LISTPACK, _ZSET_LISTPACK, _QUICKLIST_2, _STREAM_2, _SET_LISTPACK, _STREAM_3
 cdef int _PLAIN_NODE, _DELETED, _SAME_FIELDS
 cdef dict _KINDS
 
@@ -22,12 +23,14 @@ cdef list _parts(bytes payload)
 @cython.locals(entries=list, at=Py_ssize_t)
 cdef _value(bytes kind, list parts)
 
-@cython.locals(nodes=list, groups=list, pending=dict, consumers=list, mine=list, first_id=bytes, name=bytes, raw=bytes, consumer=bytes)
+@cython.locals(nodes=list, groups=list, pending=dict, consumers=list, mine=list, first_id=bytes,
+               name=bytes, raw=bytes, consumer=bytes)
 cdef list _stream(int number, _Body body)
 
 cdef tuple _halves(bytes raw)
 
-@cython.locals(found=list, fields=list, told=list, at=Py_ssize_t, count=Py_ssize_t, number=Py_ssize_t, size=Py_ssize_t, flags=Py_ssize_t)
+@cython.locals(found=list, fields=list, told=list, at=Py_ssize_t, count=Py_ssize_t,
+               number=Py_ssize_t, size=Py_ssize_t, flags=Py_ssize_t)
 cdef list _entries(object ms, object sequence, list packed)
 
 cdef object _number(object value)
@@ -42,7 +45,8 @@ cdef class _Body:
     cdef bytes raw(self, Py_ssize_t size)
     cdef skip(self, Py_ssize_t size)
     cdef score(self)
-    @cython.locals(view="const unsigned char*", at=Py_ssize_t, first=int, how=int, size=Py_ssize_t, number=Py_ssize_t, value="unsigned long long")
+    @cython.locals(view="const unsigned char*", at=Py_ssize_t, first=int, how=int, size=Py_ssize_t,
+                   number=Py_ssize_t, value="unsigned long long")
     cdef length(self)
     cdef bytes stream_id(self)
     @cython.locals(view="const unsigned char*", at=Py_ssize_t, first=int)
@@ -54,15 +58,18 @@ cdef bytes _cut(bytes data, Py_ssize_t at, Py_ssize_t size, Py_ssize_t end)
 @cython.locals(view="const unsigned char*", value="long long", number=Py_ssize_t)
 cdef long long _signed(bytes data, Py_ssize_t at, Py_ssize_t size) except? -1
 
-@cython.locals(made=bytearray, view="const unsigned char*", out="unsigned char*", at=Py_ssize_t, to=Py_ssize_t, end=Py_ssize_t, control=int, count=Py_ssize_t,
-               number=Py_ssize_t, start=Py_ssize_t)
+@cython.locals(made=bytearray, view="const unsigned char*", out="unsigned char*", at=Py_ssize_t,
+               to=Py_ssize_t, end=Py_ssize_t, control=int, count=Py_ssize_t, number=Py_ssize_t,
+               start=Py_ssize_t)
 cdef bytes _unpacked(bytes packed, Py_ssize_t size)
 
 @cython.locals(size=Py_ssize_t, at=Py_ssize_t)
 cdef list _intset(bytes data)
 
-@cython.locals(found=list, view="const unsigned char*", at=Py_ssize_t, last=Py_ssize_t, first=int, size=Py_ssize_t)
+@cython.locals(found=list, view="const unsigned char*", at=Py_ssize_t, last=Py_ssize_t, first=int,
+               size=Py_ssize_t)
 cdef list _ziplist(bytes data)
 
-@cython.locals(found=list, view="const unsigned char*", at=Py_ssize_t, last=Py_ssize_t, first=int, size=Py_ssize_t, head=Py_ssize_t, value="long long", number=bint)
+@cython.locals(found=list, view="const unsigned char*", at=Py_ssize_t, last=Py_ssize_t, first=int,
+               size=Py_ssize_t, head=Py_ssize_t, value="long long", number=bint)
 cdef list _listpack(bytes data, bint numbers)

@@ -27,7 +27,7 @@ from exodus.verify.passes import PassState, look
 from exodus.verify.reconcile import begin_pass
 
 
-class Part(BaseModel):
+class VerifyPart(BaseModel):
     """Slices that one process compares."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -47,7 +47,7 @@ class Found(BaseModel):
     kinds: dict[str, str]  # digests of keys at its borders → their types
 
 
-async def plan_parts(engine: Engine, name: str, count: int) -> list[Part]:
+async def plan_parts(engine: Engine, name: str, count: int) -> list[VerifyPart]:
     """Begin a pass of `count` parts at most, each of slices that follow each other."""
     begun = await begin_pass(engine, name)
     slices = [
@@ -63,12 +63,12 @@ async def plan_parts(engine: Engine, name: str, count: int) -> list[Part]:
         for of in slices
     ]
     return [
-        Part(name=part_name(name, number), of=begun, forwards=forwards, backwards=backwards)
+        VerifyPart(name=part_name(name, number), of=begun, forwards=forwards, backwards=backwards)
         for number, (forwards, backwards) in enumerate(zip(*cut, strict=True))
     ]
 
 
-async def read_part(engine: Engine, part: Part) -> Found:
+async def read_part(engine: Engine, part: VerifyPart) -> Found:
     """Compare a part's slices; goes on where an earlier process of it ended.
 
     Raises:

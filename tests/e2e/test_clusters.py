@@ -13,7 +13,7 @@ import redis
 
 from exodus.stack.home import Home
 from exodus.stack.servers import ServerKind
-from exodus.stack.up import Wanted, down, up
+from exodus.stack.up import StackOptions, down, up
 from tests.support.clusters import ClusterBox
 from tests.support.operator import Operator
 
@@ -60,7 +60,7 @@ def test_a_cluster_is_migrated_and_moved_by_hand(
         "observe_seconds": 1.0,
         "test_checks": {"failures": "off", "load_seconds": 0.3, "load_times_max": 50.0},
     }
-    up(home, Wanted(options=options), print)
+    up(home, StackOptions(options=options), print)
     operator = Operator(home)
     stop = threading.Event()
     application = threading.Thread(target=write, args=(source, stop))

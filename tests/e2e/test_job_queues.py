@@ -11,7 +11,7 @@ import pytest
 
 from exodus.errors import DecisionRefused
 from exodus.stack.home import Home
-from exodus.stack.up import Wanted, down, up
+from exodus.stack.up import StackOptions, down, up
 from tests.support.jobs import PROGRAM_NAMES, Jobs
 from tests.support.operator import Operator
 from tests.support.shop import shopping
@@ -65,7 +65,7 @@ def _is_not_finalised_beside_a_failed_rollback(operator: Operator) -> None:
 
 def test_jobs_are_done_once_through_a_whole_migration(tmp_path: Path) -> None:
     home = Home(tmp_path / "stack")
-    up(home, Wanted(), print)
+    up(home, StackOptions(), print)
     operator = Operator(home)
     queues: list[Jobs] = []
     try:

@@ -31,7 +31,7 @@ from exodus.plan.migration_file import MigrationFile
 from exodus.plan.vocabulary import Phase
 from exodus.stack.home import Home
 from exodus.stack.prefect import project_root
-from exodus.stack.up import Wanted, down, up
+from exodus.stack.up import StackOptions, down, up
 from tests.support.operator import Operator
 from tests.support.shop import shopping
 from tests.support.wait import wait_until
@@ -58,7 +58,11 @@ KEYS = 120_000  # enough that the backfill can be killed in the middle
 @pytest.fixture(scope="module")
 def operator(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Operator]:
     home = Home(tmp_path_factory.mktemp("stack"))
-    up(home, Wanted(options={"observe_seconds": 2.0, "canary": _CANARY, "fence": _FENCE}), print)
+    up(
+        home,
+        StackOptions(options={"observe_seconds": 2.0, "canary": _CANARY, "fence": _FENCE}),
+        print,
+    )
     operator = Operator(home)
     yield operator
     operator.api.close()
@@ -463,7 +467,7 @@ def test_a_second_up_starts_what_has_ended(operator: Operator) -> None:
         within_s=10,
         otherwise="they did not end",
     )
-    urls = up(operator.home, Wanted(), said.append)
+    urls = up(operator.home, StackOptions(), said.append)
     assert "already running" in said[0]
     assert all(name in said[1] for name in ended)
     assert "gateway" in urls

@@ -11,8 +11,8 @@ import pytest
 from exodus.plan.vocabulary import Side
 from exodus.stack.home import Home
 from exodus.stack.servers import ServerKind
-from exodus.stack.up import Wanted, down, up
-from exodus.topology.rights import Wanted as Rights
+from exodus.stack.up import StackOptions, down, up
+from exodus.topology.rights import UsedFeatures
 from tests.support.operator import Operator
 from tests.support.roles import denied, make_users
 from tests.support.shop import shopping
@@ -26,7 +26,7 @@ def test_every_phase_runs_with_the_users_of_its_roles(make_server, tmp_path: Pat
         Side.SOURCE: make_server(ServerKind.REDIS_62),
         Side.TARGET: make_server(ServerKind.VALKEY_91),
     }
-    own, users = make_users(servers, dict.fromkeys(Side, Rights()), tmp_path)
+    own, users = make_users(servers, dict.fromkeys(Side, UsedFeatures()), tmp_path)
     urls = {
         side: f"redis://{address.username}@127.0.0.1:{address.port}"
         for side, address in own.items()
@@ -47,7 +47,7 @@ def test_every_phase_runs_with_the_users_of_its_roles(make_server, tmp_path: Pat
     source, target = Side.SOURCE, Side.TARGET
     up(
         home,
-        Wanted(urls[source], urls[target], files[source], files[target], options=options),
+        StackOptions(urls[source], urls[target], files[source], files[target], options=options),
         print,
     )
     operator = Operator(home)

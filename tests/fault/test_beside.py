@@ -12,7 +12,7 @@ import pytest_asyncio
 import redis
 
 from exodus.cutover import beside_carry, beside_keys, switch
-from exodus.cutover.beside_keys import Row, StateOutcome
+from exodus.cutover.beside_keys import BesideRow, StateOutcome
 from exodus.errors import DecisionRefused
 from exodus.net.leg import Leg
 from exodus.plan.vocabulary import Side
@@ -50,7 +50,7 @@ async def _legs(local: LocalMigration) -> list[Leg]:
     return [await Leg.connect(local.plan.address(side), side) for side in Side]
 
 
-async def rows(local: LocalMigration) -> dict[str, Row]:
+async def rows(local: LocalMigration) -> dict[str, BesideRow]:
     authority, follower = await _legs(local)
     async with authority, follower:
         return {row.what: row for row in await beside_keys.compare(local.plan, authority, follower)}

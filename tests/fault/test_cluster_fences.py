@@ -30,7 +30,7 @@ from exodus.plan.vocabulary import Cutover, Feed, FenceKind, Side
 from exodus.stack.servers import ServerKind
 from exodus.topology.endpoint import Endpoint
 from exodus.topology.permits import try_rights
-from exodus.topology.rights import UserRole, Wanted, rule_of, server_of
+from exodus.topology.rights import UsedFeatures, UserRole, rule_of, server_of
 from tests.support.clusters import ClusterBox
 from tests.support.full import FULL
 from tests.support.servers import DatabaseServer
@@ -505,7 +505,7 @@ async def test_the_rights_that_a_fence_of_a_cluster_needs_are_printed_and_tried(
     file = tmp_path / "password"
     file.write_text("secret")
     server = server_of("redis-6.2" if box.kind is ServerKind.REDIS_62 else "valkey-9.1")
-    wanted = Wanted(cluster=True, feed=Feed.TRACKING)
+    wanted = UsedFeatures(cluster=True, feed=Feed.TRACKING)
     rule = rule_of(UserRole, Side.SOURCE, *server, wanted).split()
     for node in box.nodes:
         with node.client() as client:

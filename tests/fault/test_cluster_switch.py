@@ -17,7 +17,7 @@ import redis
 from examples.shop.check import check
 from examples.shop.model import Model
 from examples.shop.place import Place
-from examples.shop.workload import Tally, Writer
+from examples.shop.workload import Writer, WriterTally
 from exodus.control import registry
 from exodus.control.listener_map import publish_listeners, read_listeners
 from exodus.control.route import read_route
@@ -58,7 +58,7 @@ class Shop:
 
     def __init__(self, local: LocalMigration) -> None:
         self.model = Model(seed=7, keys=0, began_ms=int(time.time() * 1000))
-        self.tally = Tally()
+        self.tally = WriterTally()
         self._place = Place(f"redis-cluster://127.0.0.1:{local.port}")
         self._stop = threading.Event()
         self._failed: list[BaseException] = []

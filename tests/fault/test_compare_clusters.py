@@ -32,7 +32,7 @@ from exodus.shadow.rules import error_code
 from exodus.shadow.trials import Slow
 from exodus.shadow.verdicts import SEVERAL_SLOTS
 from exodus.stack.servers import ServerKind
-from exodus.topology.rights import Wanted, rule_of, server_of
+from exodus.topology.rights import UsedFeatures, rule_of, server_of
 from tests.support.cluster_gateway import cluster_migration
 from tests.support.clusters import ClusterBox
 from tests.support.comparing import beat_of, comparing, counted, ledger, quiet, row_of
@@ -126,7 +126,7 @@ def make_comparers(boxes: dict[Side, ClusterBox], folder: Path) -> dict[str, Cre
     file = folder / "comparer"
     file.write_text("secret")
     for side, box in boxes.items():
-        server, wanted = server_of(str(box.kind)), Wanted(feed=Feed.TRACKING, cluster=True)
+        server, wanted = server_of(str(box.kind)), UsedFeatures(feed=Feed.TRACKING, cluster=True)
         rule = rule_of([UserRole.COMPARER], side, *server, wanted).split()
         for node in box.nodes:
             with node.client() as client:

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from exodus.acceptance.load import Step, _speeds, check_load, judge_load, required_us
+from exodus.acceptance.load import LoadStep, _speeds, check_load, judge_load, required_us
 from exodus.acceptance.rows import Checked
 from exodus.gateway.tables import load_table
 from exodus.observe.monitor import capture
@@ -197,12 +197,12 @@ def _played(**figures: int) -> Played:
 async def test_the_knee_and_a_late_player_are_told(local: LocalMigration) -> None:
     workload = await _observed(local)
 
-    def line(*steps: Step) -> str:
+    def line(*steps: LoadStep) -> str:
         return judge_load(workload, list(steps), {"GET": {"p99": 1}}, "")[-1].line
 
-    good, better = Step(1.0, _played(), 0.2, 0), Step(2.0, _played(), 0.4, 0)
-    worse = Step(4.0, _played(answered=700), 0.9, 0)
-    late = Step(4.0, _played(late=50_000), 0.9, 0)
+    good, better = LoadStep(1.0, _played(), 0.2, 0), LoadStep(2.0, _played(), 0.4, 0)
+    worse = LoadStep(4.0, _played(answered=700), 0.9, 0)
+    late = LoadStep(4.0, _played(late=50_000), 0.9, 0)
     assert "headroom 2 times the observed rate; the knee is below 4 times" in line(
         good, better, worse
     )
@@ -210,9 +210,9 @@ async def test_the_knee_and_a_late_player_are_told(local: LocalMigration) -> Non
         good, better, late
     )
     assert "2 times the observed rate at least, 40 %" in line(good, better)
-    assert _red(judge_load(workload, [Step(1.0, _played(answered=1), 0.1, 0)], {}, "")) != {}
-    assert _red(judge_load(workload, [Step(1.0, _played(late=50_000), 0.1, 0)], {}, "")) == {}
-    assert _red(judge_load(workload, [Step(1.0, _played(), 0.1, 7)], {}, "")) != {}
+    assert _red(judge_load(workload, [LoadStep(1.0, _played(answered=1), 0.1, 0)], {}, "")) != {}
+    assert _red(judge_load(workload, [LoadStep(1.0, _played(late=50_000), 0.1, 0)], {}, "")) == {}
+    assert _red(judge_load(workload, [LoadStep(1.0, _played(), 0.1, 7)], {}, "")) != {}
 
 
 def test_what_is_required_follows_from_what_applications_have() -> None:

@@ -24,7 +24,7 @@ from exodus.plan.address import Address, Credentials
 from exodus.plan.gate_checks import CheckLevel, GateChecks
 from exodus.plan.vocabulary import Side
 from exodus.stack.servers import ServerKind
-from exodus.topology.rights import Wanted
+from exodus.topology.rights import UsedFeatures
 from tasks import acceptance
 from tasks.checks import failing, open_findings, summary_lines
 from tasks.context import Opened
@@ -341,7 +341,7 @@ async def test_with_the_users_of_its_roles_nothing_is_red(
     """What these users may not ask is reported as such, not as a defect."""
     kinds = {Side.SOURCE: ServerKind.REDIS_62, Side.TARGET: ServerKind.VALKEY_91}
     servers = {side: make_server(kind) for side, kind in kinds.items()}
-    own, users = make_users(servers, dict.fromkeys(Side, Wanted()), tmp_path)
+    own, users = make_users(servers, dict.fromkeys(Side, UsedFeatures()), tmp_path)
     local = LocalMigration(*servers.values(), control_server, tmp_path)
     local.plan = local.reached().model_copy(
         update={str(side): address for side, address in own.items()} | {"users": users}

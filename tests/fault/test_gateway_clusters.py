@@ -26,10 +26,10 @@ from exodus.control import registry
 from exodus.control.listener_map import ListenerMap, read_listeners
 from exodus.gateway.hub import Gateway
 from exodus.gateway.tables import Tables
+from exodus.plan.bounds import CLUSTER_BUS_PORTS
 from exodus.plan.vocabulary import JournalMode, Side
 from exodus.resp.encode import encode
 from exodus.resp.scanner import ReplyScanner
-from exodus.stack.clusters import BUS
 from exodus.stack.servers import ServerKind
 from tests.fault.test_tls import Authority, client_tls
 from tests.support.cluster_gateway import (
@@ -173,7 +173,7 @@ async def test_no_reply_names_a_node(
                 said = b"".join(frames[1:])
                 for node in source.nodes:
                     assert b":%d" % node.port not in said
-                    assert b"@%d" % (node.port + BUS) not in said
+                    assert b"@%d" % (node.port + CLUSTER_BUS_PORTS) not in said
                 assert all(b":%d\r\n" % each in frames[1] for each in told)
                 assert all(b" 127.0.0.1:%d@" % each in frames[2] for each in told)
                 assert b":%d\r\n" % local.port in frames[-1]

@@ -67,7 +67,7 @@ async def test_a_share_of_a_core_is_what_exodus_adds_to_the_applications_load(
     """Applications that use a whole core do not slow the copy, whenever they begin. The copy's own
     load does.
     """
-    monkeypatch.setattr(impact, "REST_EVERY_MS", 2_000)
+    monkeypatch.setattr(impact, "IMPACT_REST_EVERY_MS", 2_000)
     caplog.set_level("INFO", logger="exodus.copy.impact")
     source = local.servers[Side.SOURCE]
     stop = threading.Event()

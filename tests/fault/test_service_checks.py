@@ -21,7 +21,7 @@ from exodus.plan.plan import Plan
 from exodus.plan.vocabulary import Side
 from exodus.topology.pair_checks import Finding
 from exodus.topology.permits import try_rights
-from exodus.topology.rights import UserRole, Wanted, rule_of, server_of
+from exodus.topology.rights import UsedFeatures, UserRole, rule_of, server_of
 from exodus.topology.service_checks import check_services
 from tests.support.sentinels import ServiceBox
 from tests.support.servers import DatabaseServer
@@ -217,7 +217,7 @@ async def test_the_rights_that_a_service_needs_are_tried(
     file = tmp_path / "password"
     file.write_text("secret")
     server = server_of("redis-6.2")
-    rule = rule_of(UserRole, Side.SOURCE, *server, Wanted(sentinel=True)).split()
+    rule = rule_of(UserRole, Side.SOURCE, *server, UsedFeatures(sentinel=True)).split()
     plan = _plan(source_service, valkey91)
     login = {"username": "exodus-rights", "password_file": file}
     plan = plan.model_copy(update={"source": plan.source.model_copy(update=login)})

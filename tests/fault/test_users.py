@@ -21,7 +21,7 @@ from exodus.stack.servers import ServerKind
 from exodus.topology.endpoint import Endpoint
 from exodus.topology.pair_checks import check_pair, raise_if_fatal
 from exodus.topology.permits import try_rights, wanted_of
-from exodus.topology.rights import Wanted, rights_of, rule_of, server_of
+from exodus.topology.rights import UsedFeatures, rights_of, rule_of, server_of
 from exodus.verify.reconcile import reconcile
 from tests.support.comparing import comparing, ledger, quiet, row_of
 from tests.support.local_migration import LocalMigration
@@ -241,7 +241,7 @@ async def test_each_missing_right_is_named_before_anything_is_changed(
     type.
     """
     box = make_server(kind)
-    wanted = Wanted(FenceKind.ACL, Feed.REPLICATION)
+    wanted = UsedFeatures(FenceKind.ACL, Feed.REPLICATION)
     file = tmp_path / "password"
     file.write_text("secret")
     engine, version = server_of(str(kind))
@@ -299,10 +299,10 @@ def test_every_right_has_its_reason_and_the_server_takes_the_rule(
     with box.client() as client:
         for role in UserRole:
             for wanted in [
-                *map(Wanted, FenceKind),
-                *(Wanted(strategy=way) for way in CopyStrategy),
-                *(Wanted(feed=feed) for feed in Feed),
-                Wanted(sentinel=True),
+                *map(UsedFeatures, FenceKind),
+                *(UsedFeatures(strategy=way) for way in CopyStrategy),
+                *(UsedFeatures(feed=feed) for feed in Feed),
+                UsedFeatures(sentinel=True),
             ]:
                 for side in Side:
                     client.execute_command(

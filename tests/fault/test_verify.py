@@ -303,8 +303,7 @@ async def test_a_checkpointed_chunk_is_not_done_twice(local: LocalMigration) -> 
         == stored.keys_copied + stored.keys_removed + stored.keys_failed + stored.keys_skipped
     )
     assert 30_000 <= stored.keys_seen < 30_000 * 1.05
-    kept = await local.store.client.xlen(local.store.keys.chunks("again"))
-    assert stored.chunks == rounds == kept
+    assert stored.chunks == rounds
     assert (await local.verify()).keys_verified == 30_000
 
 

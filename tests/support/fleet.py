@@ -23,7 +23,7 @@ from examples.shop.check import check
 from examples.shop.model import Model
 from examples.shop.place import Place, connect
 from examples.shop.preload import preload
-from examples.shop.workload import Tally, Writer
+from examples.shop.workload import Writer, WriterTally
 from exodus.backfill.slices import copy_slice
 from exodus.control import registry
 from exodus.control.route import ask_for_beats, change_route, read_route
@@ -114,7 +114,7 @@ class Application:
         self.login = f":{password}@" if password else ""
         self.urls = [f"redis://{self.login}127.0.0.1:{port}" for port in ports]
         self.model = Model(seed=seed, keys=keys, began_ms=0)
-        self.tally = Tally()
+        self.tally = WriterTally()
         self._gate, self._stop, self._busy = asyncio.Event(), asyncio.Event(), set[int]()
         self._writers, self._per_s = writers, writes_per_s / writers
         self._libraries, self._pipelined = Clients(libraries), pipelined

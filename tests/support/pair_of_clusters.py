@@ -14,7 +14,7 @@ from exodus.plan.address import Credentials, Place
 from exodus.plan.settings import RoleUser, Users
 from exodus.plan.vocabulary import Side, UserRole
 from exodus.stack.servers import USER, ServerKind
-from exodus.topology.rights import Wanted, rule_of, server_of
+from exodus.topology.rights import UsedFeatures, rule_of, server_of
 from tests.support.clusters import ClusterBox
 from tests.support.roles import ADMINISTRATOR, administrator, take_over
 from tests.support.servers import DatabaseServer
@@ -71,7 +71,7 @@ def role_users(pair: Pair, folder: Path) -> Iterator[tuple[dict[str, Place], Use
     for side, box in zip(Side, pair, strict=True):
         passwords = {role: secrets.token_hex(8) for role in UserRole}
         rules = {
-            role: rule_of([role], side, *server_of(str(box.kind)), Wanted(cluster=True))
+            role: rule_of([role], side, *server_of(str(box.kind)), UsedFeatures(cluster=True))
             for role in UserRole
         }
         for role, password in passwords.items():

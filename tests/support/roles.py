@@ -11,7 +11,7 @@ from exodus.plan.address import Address, Credentials
 from exodus.plan.settings import RoleUser, Users
 from exodus.plan.vocabulary import Side, UserRole
 from exodus.stack.servers import USER, ServerKind
-from exodus.topology.rights import Wanted, rule_of, server_of
+from exodus.topology.rights import UsedFeatures, rule_of, server_of
 from tests.support.servers import DatabaseServer
 
 ADMINISTRATOR = "administrator"
@@ -42,7 +42,7 @@ def take_over(box: DatabaseServer) -> None:
 
 
 def make_users(
-    servers: dict[Side, DatabaseServer], wanted: dict[Side, Wanted], folder: Path
+    servers: dict[Side, DatabaseServer], wanted: dict[Side, UsedFeatures], folder: Path
 ) -> tuple[dict[Side, Address], Users]:
     """Make the users of all roles as an operator would.
 

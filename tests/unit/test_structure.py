@@ -74,6 +74,23 @@ def test_unit_tests_mirror_the_tree() -> None:
     assert missing == []
 
 
+def test_a_room_with_logic_has_unit_tests() -> None:
+    """Rooms whose every module awaits something are tested on real servers, in `tests/fault`."""
+    rooms = {
+        path.relative_to(ROOT / "exodus").parts[0]
+        for path in (ROOT / "exodus").glob("*/**/*.py")
+        if _is_logic(ast.parse(path.read_text()))
+    }
+    tests = ROOT / "tests/unit/exodus"
+    assert [room for room in sorted(rooms) if not list((tests / room).glob("test_*.py"))] == []
+
+
+def _is_logic(tree: ast.Module) -> bool:
+    nodes = list(ast.walk(tree))
+    waits = any(isinstance(node, (ast.AsyncFunctionDef, ast.Await)) for node in nodes)
+    return not waits and any(isinstance(node, ast.FunctionDef) for node in nodes)
+
+
 def test_lua_is_in_files_of_a_hundred_columns() -> None:
     """A probe of one line may stand where it is used."""
     for path in (ROOT / "exodus").rglob("*.lua"):
@@ -96,22 +113,35 @@ def test_a_line_that_the_formatter_leaves_says_why() -> None:
 
 
 def test_nothing_of_the_product_is_there_for_tests_alone() -> None:
-    """A constant or function that nothing but its own line names. Validators are found by pydantic,
-    a handler's methods by the standard library.
-    """
+    """A constant or function that nothing but its own line names, in each module that has it."""
     words: Counter[str] = Counter()
     for path in (*_sources(), *(ROOT / "examples").rglob("*.py"), *ROOT.glob("*.toml")):
         words.update(re.findall(r"\w+", path.read_text()))
     for path in (ROOT / "exodus").rglob("*.j2"):
         words.update(re.findall(r"\w+", path.read_text()))
-    unused = [
-        f"{path.relative_to(ROOT)}: {name}"
+    defined = [
+        (path, name)
         for path in _sources()
         for node in ast.parse(path.read_text()).body
         for name in _names_of(node)
-        if words[name] == 1 and name != "__all__"
+    ]
+    modules = Counter(name for _, name in defined)
+    unused = [
+        f"{path.relative_to(ROOT)}: {name}"
+        for path, name in defined
+        if words[name] == modules[name] and name != "__all__"
     ]
     assert unused == []
+
+
+def test_a_class_name_stands_for_one_thing() -> None:
+    """A reader who meets a class name in two modules must not have to ask which one is meant."""
+    modules: dict[str, list[str]] = {}
+    for path in (*_sources(), *_scripts()):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ClassDef):
+                modules.setdefault(node.name, []).append(str(path.relative_to(ROOT)))
+    assert {name: places for name, places in modules.items() if len(places) > 1} == {}
 
 
 def _names_of(node: ast.stmt) -> list[str]:
@@ -125,3 +155,7 @@ def _names_of(node: ast.stmt) -> list[str]:
 def _sources() -> list[Path]:
     folders = ("exodus", "flows", "tasks", "blocks")
     return [path for folder in folders for path in (ROOT / folder).rglob("*.py")]
+
+
+def _scripts() -> list[Path]:
+    return [path for folder in ("examples", "benchmarks") for path in (ROOT / folder).rglob("*.py")]

@@ -3,7 +3,7 @@ cimport cython
 
 from exodus.commands.table cimport Command
 from exodus.gateway.orders cimport Orders
-from exodus.gateway.session.leg cimport Leg
+from exodus.gateway.session.leg cimport SessionLeg
 from exodus.gateway.session.parts cimport SessionParts
 from exodus.gateway.session.pending cimport Pending
 from exodus.gateway.session.state cimport Prediction, SessionState
@@ -24,10 +24,12 @@ cdef class Admission:
     @cython.locals(parts=SessionParts, certain=bint, in_multi=bint, named=bint)
     cdef bint must_wait(self, Command command, list args) except -1
     @cython.locals(parts=SessionParts, args=list, pending=Pending, transaction=Transaction)
-    cdef Pending admit(self, Command command, Request request, bytes buffered, Py_ssize_t start, Py_ssize_t end, double now)
+    cdef Pending admit(self, Command command, Request request, bytes buffered, Py_ssize_t start,
+                       Py_ssize_t end, double now)
     @cython.locals(command=Command)
     cdef _note_misfit(self, Pending pending, list args, Transaction transaction)
-    @cython.locals(parts=SessionParts, command=Command, orders=Orders, keys=list, first=bytes, predicted=Prediction, sampled=bint)
+    @cython.locals(parts=SessionParts, command=Command, orders=Orders, keys=list, first=bytes,
+                   predicted=Prediction, sampled=bint)
     cdef _pick(self, Pending pending, list args, bytes buffered, Py_ssize_t start, Py_ssize_t end)
     @cython.locals(parts=SessionParts, command=Command)
     cpdef _why_not_picked(self, Pending pending, bint whole)
@@ -46,6 +48,6 @@ cdef class Admission:
     cdef _predict_end(self, Pending pending, list args, bytes raw)
     @cython.locals(state=SessionState, predicted=Prediction, transaction=Transaction)
     cdef _predict_exec(self, Pending pending)
-    @cython.locals(parts=SessionParts, leg=Leg, state=SessionState)
+    @cython.locals(parts=SessionParts, leg=SessionLeg, state=SessionState)
     cdef _predict_block(self, Pending pending, list args, bytes raw, double now)
     cdef _translate_cursor(self, Pending pending, list args)

@@ -15,7 +15,8 @@ cdef class Effects:
     cdef public SessionParts parts
     cdef public list intents, barriers, gaps
 
-    @cython.locals(parts=SessionParts, predicted=Prediction, orders=Orders, db=Py_ssize_t, key=bytes)
+    @cython.locals(parts=SessionParts, predicted=Prediction, orders=Orders, db=Py_ssize_t,
+                   key=bytes)
     cdef intend(self, Pending pending)
     @cython.locals(parts=SessionParts, orders=Orders, journals=bint, intents=list, barriers=list)
     cdef log(self)

@@ -2,7 +2,7 @@
 cimport cython
 
 @cython.final
-cdef class Leg:
+cdef class SessionLeg:
     cdef public object logins, client_id
     cdef public Py_ssize_t tag
     cdef public bint client_id_asked, cluster, facade, logged_in, unblocking

@@ -15,7 +15,7 @@ class Dialect(IntEnum):
     CLUSTER = 1  # replies and errors name nodes; clients are told listeners in place of them
 
 
-class Leg:
+class SessionLeg:
     """The present leg. A move to the other side replaces the leg and keeps the session."""
 
     __slots__ = (

@@ -6,7 +6,7 @@ from exodus.gateway.orders cimport Orders
 from exodus.gateway.session.admission cimport Admission
 from exodus.gateway.session.buffers cimport ReplyBuffer, RequestBuffer
 from exodus.gateway.session.effects cimport Effects
-from exodus.gateway.session.leg cimport Leg, UnreadTraffic
+from exodus.gateway.session.leg cimport SessionLeg, UnreadTraffic
 from exodus.gateway.session.matching cimport Matching
 from exodus.gateway.session.parts cimport SessionParts
 from exodus.gateway.session.pending cimport Pending, PendingQueue
@@ -37,11 +37,13 @@ cdef class Session:
     cdef public Admission admission
     cdef public Matching matching
 
-    @cython.locals(buffer=RequestBuffer, parts=SessionParts, admission=Admission, table=CommandTable, buffered=bytes,
-                   already=Py_ssize_t, start=Py_ssize_t, end=Py_ssize_t, begin=Py_ssize_t, stop=Py_ssize_t,
-                   requests=list, request=Request, command=Command, found=Pending, holding=bint, may_wait=bint)
+    @cython.locals(buffer=RequestBuffer, parts=SessionParts, admission=Admission,
+                   table=CommandTable, buffered=bytes, already=Py_ssize_t, start=Py_ssize_t,
+                   end=Py_ssize_t, begin=Py_ssize_t, stop=Py_ssize_t, requests=list,
+                   request=Request, command=Command, found=Pending, holding=bint, may_wait=bint)
     cpdef from_client(self, bytes data, double now)
-    @cython.locals(buffer=RequestBuffer, parts=SessionParts, scanner=RequestScanner, limit=Py_ssize_t, args=list, may_hold=bint)
+    @cython.locals(buffer=RequestBuffer, parts=SessionParts, scanner=RequestScanner,
+                   limit=Py_ssize_t, args=list, may_hold=bint)
     cdef _take_rest(self, bytes buffered, Py_ssize_t start, bint holding)
     @cython.locals(buffer=RequestBuffer, unread=UnreadTraffic)
     cdef _refuse_unread(self, bytes buffered, Py_ssize_t start)
@@ -53,9 +55,12 @@ cdef class Session:
     cdef _hold_from(self, bytes buffered, Py_ssize_t start)
     cdef _hold(self, bytes rest)
     cdef _keep(self, bytes data)
-    @cython.locals(parts=SessionParts, buffer=ReplyBuffer, unread=UnreadTraffic, reply=Reply, marks=list)
+    @cython.locals(parts=SessionParts, buffer=ReplyBuffer, unread=UnreadTraffic, reply=Reply,
+                   marks=list)
     cpdef from_server(self, bytes data, double now)
-    @cython.locals(buffer=ReplyBuffer, reply=Reply, found=list, buffered=bytes, passed=list, at=Py_ssize_t, end=Py_ssize_t, frame=bytes, silent=bint, whole=bytes, cluster=bint, left=bint)
+    @cython.locals(buffer=ReplyBuffer, reply=Reply, found=list, buffered=bytes, passed=list,
+                   at=Py_ssize_t, end=Py_ssize_t, frame=bytes, silent=bint, whole=bytes,
+                   cluster=bint, left=bint)
     cdef _edit(self, bytes data, double now, list marks)
     cdef bint _kept_whole(self, int first, Py_ssize_t unfinished_bytes) except -1
     @cython.locals(asked=Pending, by_server=bint)

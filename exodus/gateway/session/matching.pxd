@@ -3,7 +3,7 @@ cimport cython
 
 from exodus.commands.table cimport Command
 from exodus.gateway.session.effects cimport Effects
-from exodus.gateway.session.leg cimport Leg, UnreadTraffic
+from exodus.gateway.session.leg cimport SessionLeg, UnreadTraffic
 from exodus.gateway.session.parts cimport SessionParts
 from exodus.gateway.session.pending cimport Pending
 from exodus.gateway.session.state cimport Prediction, SessionState
@@ -23,11 +23,13 @@ cdef class Matching:
     cdef public WaitingReplies waiting
     cdef public Pending unblocked
 
-    @cython.locals(parts=SessionParts, state=SessionState, leg=Leg, pending=Pending, command=Command, failed=bint, error=bytes)
+    @cython.locals(parts=SessionParts, state=SessionState, leg=SessionLeg, pending=Pending,
+                   command=Command, failed=bint, error=bytes)
     cdef bytes answered(self, Reply reply, double now, list marks, bytes frame)
     @cython.locals(parts=SessionParts, command=Command, refused=bint)
-    cdef bytes _take_over(self, Pending pending, Reply reply, list marks, bytes frame, object done, bint failed)
-    @cython.locals(parts=SessionParts, leg=Leg)
+    cdef bytes _take_over(self, Pending pending, Reply reply, list marks, bytes frame, object done,
+                          bint failed)
+    @cython.locals(parts=SessionParts, leg=SessionLeg)
     cdef bint _was_own(self, Pending pending, Reply reply, double now) except -1
     cdef _end_skip(self)
     @cython.locals(parts=SessionParts, head=Pending)

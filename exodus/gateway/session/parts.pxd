@@ -3,7 +3,7 @@ cimport cython
 
 from exodus.gateway.orders cimport Orders
 from exodus.gateway.session.buffers cimport ReplyBuffer, RequestBuffer
-from exodus.gateway.session.leg cimport Leg, UnreadTraffic
+from exodus.gateway.session.leg cimport SessionLeg, UnreadTraffic
 from exodus.gateway.session.pending cimport Pending, PendingQueue
 from exodus.gateway.session.state cimport Prediction, SessionState
 
@@ -18,7 +18,7 @@ cdef class SessionParts:
     cdef public PendingQueue pending
     cdef public RequestBuffer requests
     cdef public ReplyBuffer replies
-    cdef public Leg leg
+    cdef public SessionLeg leg
     cdef public UnreadTraffic unread
 
     cpdef bint is_stranger(self)

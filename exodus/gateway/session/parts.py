@@ -9,7 +9,7 @@ from __future__ import annotations
 from exodus.control.gap_reasons import SCRIPTS
 from exodus.gateway.orders import Orders
 from exodus.gateway.session.buffers import ReplyBuffer, RequestBuffer
-from exodus.gateway.session.leg import Dialect, Leg, UnreadTraffic
+from exodus.gateway.session.leg import Dialect, SessionLeg, UnreadTraffic
 from exodus.gateway.session.outlet import Outlet
 from exodus.gateway.session.pending import PendingQueue
 from exodus.gateway.session.state import Prediction, SessionState
@@ -48,7 +48,7 @@ class SessionParts:
         self.pending = PendingQueue()
         self.requests = RequestBuffer(orders.table.kept)
         self.replies = ReplyBuffer()
-        self.leg = Leg(orders.tag)
+        self.leg = SessionLeg(orders.tag)
         self.unread = UnreadTraffic()
 
     def speak_to(self, dialect: Dialect) -> None:

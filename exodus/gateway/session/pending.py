@@ -9,8 +9,9 @@ from exodus.commands.table import Command
 from exodus.control.changes import Barrier, Key
 from exodus.gateway.canary_reads import CanaryRead
 from exodus.gateway.session.transaction import Transaction
+from exodus.plan.bounds import PENDING_QUEUE_SLACK
 
-_QUEUE_SLACK = 64  # answered requests that a queue keeps before it moves the others up
+_QUEUE_SLACK = PENDING_QUEUE_SLACK
 _NOTHING = b""
 _NO_KEYS: list[bytes] = []  # shared, never changed
 _NOWHERE_ELSE: list[Key] = []  # shared, never changed

@@ -22,7 +22,7 @@ class QueuedEffect(NamedTuple):
     args: tuple[bytes, ...] = ()  # of a command that no server has described
 
 
-class Outcome(NamedTuple):
+class TransactionChanges(NamedTuple):
     """What an executed transaction may have changed."""
 
     keys: list[Key]
@@ -68,7 +68,7 @@ class Transaction:
         self.misfits: list[tuple[bytes, str]] = []  # command and reason (misfits.py)
         self.commands: list[tuple[int, Pending]] = []  # HELLO, AUTH, CLIENT, with their places
 
-    def run(self, db: int, done: set[int] | None) -> Outcome:
+    def run(self, db: int, done: set[int] | None) -> TransactionChanges:
         """Return what EXEC may change, if it begins in a database.
 
         Args:
@@ -95,7 +95,7 @@ class Transaction:
                 undescribed += [(list(effect.args), each) for each in dbs]
             elif effect.barrier is not None and (done is None or effect.place in done):
                 barriers.extend(flushes(effect.barrier, dbs))
-        return Outcome(keys, barriers, undescribed, dbs)
+        return TransactionChanges(keys, barriers, undescribed, dbs)
 
 
 def flushes(barrier: Barrier | None, dbs: list[int]) -> list[Barrier]:

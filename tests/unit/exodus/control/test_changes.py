@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from exodus.control.changes import (
     RESYNC,
     Barrier,
-    Unreadable,
+    UnreadableChanges,
     pack,
     parse_entries,
     partition_of,
@@ -30,7 +30,7 @@ def test_a_cut_is_noticed_or_leaves_whole_keys(keys: list, data: st.DataObject) 
     cut = data.draw(st.integers(0, len(packed) - 1))
     try:
         found = unpack(packed[:cut])
-    except Unreadable:
+    except UnreadableChanges:
         return
     assert found == keys[: len(found)]
 

@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from exodus.copy.impact import PAUSE_S_MAX, PAUSE_S_MIN, Governor, parse_budget
+from exodus.copy.impact import Governor, parse_budget
 from exodus.errors import OperatorError
+from exodus.plan.bounds import IMPACT_PAUSE_S_MAX, IMPACT_PAUSE_S_MIN
 from exodus.plan.settings import Budget
 
 
@@ -26,7 +27,7 @@ def test_over_the_budget_the_pause_doubles_and_under_it_shrinks_to_nothing() -> 
     for _ in range(4):
         governor.look(budget, 0.5, 0.1)
         pauses.append(governor.pause_s)
-    assert pauses == [PAUSE_S_MIN * factor for factor in (1, 2, 4, 8)]
+    assert pauses == [IMPACT_PAUSE_S_MIN * factor for factor in (1, 2, 4, 8)]
     assert "0.40 ms above what it was, 0.3 ms are allowed" in governor.why
     governor.look(budget, 0.3, 0.5)
     assert "Exodus adds 50 % of a core, 20 % are allowed" in governor.why
@@ -46,7 +47,7 @@ def test_a_pause_is_bounded_and_has_a_reason(looks: list[tuple[float, float]]) -
     governor = Governor(0.1)
     for probe_ms, share in looks:
         governor.look(Budget(probe_ms_added_max=1.0, cpu_share_max=0.5), probe_ms, share)
-        assert 0 <= governor.pause_s <= PAUSE_S_MAX
+        assert 0 <= governor.pause_s <= IMPACT_PAUSE_S_MAX
         assert bool(governor.pause_s) == bool(governor.why)
 
 

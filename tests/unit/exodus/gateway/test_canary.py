@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from itertools import pairwise
 
-from exodus.gateway.canary_reads import Canary, CanaryRead, Outcome, chosen
+from exodus.gateway.canary_reads import Canary, CanaryOutcome, CanaryRead, chosen
 from exodus.gateway.session import Session
 from exodus.resp.encode import encode
 from tests.support.script import Recorder
@@ -61,7 +61,7 @@ def test_the_follower_is_asked_once_the_authority_has_answered_and_then_lets_the
     assert seat.out.take() == [("ask_follower", GET_K, 2)]
     seat.follower(seat.read, ONE)
     assert seat.client_got() == ONE
-    assert seat.canary.counts == {Outcome.SERVED: 1}
+    assert seat.canary.counts == {CanaryOutcome.SERVED: 1}
 
 
 def test_what_the_authority_refuses_reaches_no_follower() -> None:
@@ -71,7 +71,7 @@ def test_what_the_authority_refuses_reaches_no_follower() -> None:
         seat.authority(error)
         assert seat.client_got() == error
     assert seat.out.reads == []
-    assert seat.canary.counts == {Outcome.REFUSED: 3}
+    assert seat.canary.counts == {CanaryOutcome.REFUSED: 3}
 
 
 def test_an_old_value_reaches_nobody() -> None:
@@ -79,10 +79,10 @@ def test_an_old_value_reaches_nobody() -> None:
     that was never copied.
     """
     for authority, follower, outcome in (
-        (TWO, ONE, Outcome.NOT_FRESH),
-        (NIL, ONE, Outcome.NOT_FRESH),
-        (ONE, NIL, Outcome.NOT_FRESH),
-        (ONE, ERROR, Outcome.FAILED),
+        (TWO, ONE, CanaryOutcome.NOT_FRESH),
+        (NIL, ONE, CanaryOutcome.NOT_FRESH),
+        (ONE, NIL, CanaryOutcome.NOT_FRESH),
+        (ONE, ERROR, CanaryOutcome.FAILED),
     ):
         seat = Seat()
         seat.ask(GET_K)
@@ -109,7 +109,7 @@ def test_replies_keep_their_order_while_one_waits() -> None:
         seat.follower(first, ONE)
         assert seat.client_got() == data[len(pong) :]
         assert seat.session.idle
-        assert seat.canary.counts == {Outcome.SERVED: 2}
+        assert seat.canary.counts == {CanaryOutcome.SERVED: 2}
 
 
 def test_an_error_keeps_its_place_behind_a_read_that_waits() -> None:
@@ -120,7 +120,7 @@ def test_an_error_keeps_its_place_behind_a_read_that_waits() -> None:
     seat.follower(seat.read, ONE)
     assert seat.client_got() == ONE + ERROR
     assert seat.session.idle
-    assert seat.canary.counts == {Outcome.SERVED: 1, Outcome.REFUSED: 1}
+    assert seat.canary.counts == {CanaryOutcome.SERVED: 1, CanaryOutcome.REFUSED: 1}
 
 
 def test_a_late_follower_costs_its_time_and_is_counted_once() -> None:
@@ -130,7 +130,7 @@ def test_a_late_follower_costs_its_time_and_is_counted_once() -> None:
     seat.read.gave_up()
     seat.session.from_follower()
     assert seat.client_got() == ONE
-    assert seat.canary.counts == {Outcome.LATE: 1}
+    assert seat.canary.counts == {CanaryOutcome.LATE: 1}
 
 
 def test_what_waits_is_passed_on_when_the_authority_closes() -> None:
@@ -186,16 +186,16 @@ def test_a_larger_share_has_the_keys_of_a_smaller_one() -> None:
 def test_more_bad_answers_than_allowed_among_the_last_hundred_end_it_once() -> None:
     seat = Seat(bad_max=2)
     for outcome in [
-        Outcome.LATE,
-        Outcome.FAILED,
-        *[Outcome.SERVED] * 99,
-        Outcome.LATE,
-        Outcome.NOT_FRESH,
-        Outcome.FAILED,
+        CanaryOutcome.LATE,
+        CanaryOutcome.FAILED,
+        *[CanaryOutcome.SERVED] * 99,
+        CanaryOutcome.LATE,
+        CanaryOutcome.NOT_FRESH,
+        CanaryOutcome.FAILED,
     ]:
         seat.canary.note(outcome)
     assert seat.gave_up == [], "never more than two of a hundred"
-    seat.canary.note(Outcome.LATE)
-    seat.canary.note(Outcome.LATE)
+    seat.canary.note(CanaryOutcome.LATE)
+    seat.canary.note(CanaryOutcome.LATE)
     assert len(seat.gave_up) == 1
     assert "3 of the last 100 reads" in seat.gave_up[0]

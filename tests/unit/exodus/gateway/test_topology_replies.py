@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from exodus.gateway.topology_replies import Told, rewritten
-from exodus.resp.tree import Part, parse, render
+from exodus.resp.tree import ReplyElement, parse, render
 
 
 class Known:
@@ -134,7 +134,7 @@ REPLICA = f"{B} 172.17.0.3:6379@16379 slave {A} 0 0 1 connected"
 def test_lines_of_nodes_name_the_listeners(kind: bytes) -> None:
     body = f"{LINE} 0-100 200 [300->-{B}]\n{REPLICA}\n"
     body = ("txt:" if kind == b"=" else "") + body
-    frame = render(Part(kind, body.encode()))
+    frame = render(ReplyElement(kind, body.encode()))
     known = Known()
     told = parse(rewritten(b"NODES", frame, known)).text.removeprefix("txt:")
     assert told == (

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from exodus.control.changes import RESYNC, Barrier, Unreadable, pack, parse_entries, unpack
+from exodus.control.changes import RESYNC, Barrier, UnreadableChanges, pack, parse_entries, unpack
 from exodus.gateway.intents import IntentLog
 from exodus.gateway.spool import Spool, SpooledBatch
 
@@ -228,7 +228,7 @@ def test_packed_keys_that_end_too_early_are_unreadable_and_an_entry_of_them_may_
 ):
     whole = pack([(70_000, b"wide")])
     for size in range(1, len(whole)):
-        with pytest.raises(Unreadable):
+        with pytest.raises(UnreadableChanges):
             unpack(whole[:size])
         assert parse_entries([(b"1-1", {b"k": whole[:size]})]).barriers == [Barrier(RESYNC)]
     assert parse_entries([(b"1-1", {b"b": b"flushdb:x"})]).barriers == [Barrier(RESYNC)]

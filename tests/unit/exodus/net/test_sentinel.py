@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from exodus.net.sentinel import Answer, decide
+from exodus.net.sentinel import SentinelAnswer, decide
 
 OLD, NEW = "10.0.0.1:6379", "10.0.0.2:6379"
 
 
-def _said(*answers: tuple[str, int]) -> list[Answer]:
-    return [Answer(f"s{number}", *answer) for number, answer in enumerate(answers)]
+def _said(*answers: tuple[str, int]) -> list[SentinelAnswer]:
+    return [SentinelAnswer(f"s{number}", *answer) for number, answer in enumerate(answers)]
 
 
 def test_nobody_answers() -> None:
@@ -58,9 +58,9 @@ def test_less_than_a_majority_is_believed_and_not_sure() -> None:
 
 def test_a_replica_is_away_only_if_no_sentinel_reaches_it() -> None:
     answers = [
-        Answer("a", OLD, 1, ("r1:1",), ("r2:1",)),
-        Answer("b", OLD, 1, ("r1:1", "r2:1"), ("r3:1", OLD)),
-        Answer("stale", NEW, 0, ("r4:1",), ("r1:1",)),
+        SentinelAnswer("a", OLD, 1, ("r1:1",), ("r2:1",)),
+        SentinelAnswer("b", OLD, 1, ("r1:1", "r2:1"), ("r3:1", OLD)),
+        SentinelAnswer("stale", NEW, 0, ("r4:1",), ("r1:1",)),
     ]
     verdict = decide(answers, 3, 1)
     assert verdict is not None
