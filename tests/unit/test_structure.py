@@ -159,3 +159,10 @@ def _sources() -> list[Path]:
 
 def _scripts() -> list[Path]:
     return [path for folder in ("examples", "benchmarks") for path in (ROOT / folder).rglob("*.py")]
+
+
+def test_a_command_does_not_load_what_only_flows_need() -> None:
+    """Gateways are commands, too: pandas costs each a second and 50 MB."""
+    code = "import exodus.cli.app, sys; print(*{'pandas', 'prefect', 'dask'} & {*sys.modules})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []
