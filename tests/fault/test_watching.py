@@ -16,7 +16,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -32,6 +32,8 @@ from exodus.observe.packets import PacketWatcher
 from exodus.observe.profile import Profile
 from exodus.observe.segments import FIN, RST, SYN, Unread, segment_of
 from exodus.resp.encode import encode
+from tests.support.full import FULL
+from tests.support.ioredis import installed_ioredis
 from tests.support.libraries import Coredis, Glide, Library
 from tests.support.packets import Recorder, pcap
 from tests.support.servers import DatabaseServer
@@ -145,20 +147,36 @@ def benchmark(server: DatabaseServer) -> None:
         assert got == wanted
 
 
+def all_libraries(server: DatabaseServer) -> None:
+    """Each client library of Python, and what a benchmark sends."""
+    for protocol in (2, 3):
+        redis_py(server, protocol)
+        publish(server, protocol)
+    asyncio.run(many(server))
+    asyncio.run(others(server))
+    benchmark(server)
+
+
+def ioredis(server: DatabaseServer) -> None:
+    """ioredis: pipelines, transactions, scripts, blocking pops, scans, pub/sub."""
+    program, folder = asyncio.run(installed_ioredis("ioredis.mjs"))
+    address = server.address()
+    login = f"{address.username or 'default'}:{address.secret('test') or ''}"
+    url = f"redis://{login}@127.0.0.1:{server.port}"
+    subprocess.run(["node", program, url, folder], check=True, timeout=60, capture_output=True)
+
+
 class Recorded:
     """Packets of one port, and what the server counted meanwhile."""
 
-    def __init__(self, server: DatabaseServer) -> None:
+    def __init__(
+        self, server: DatabaseServer, talk: Callable[[DatabaseServer], None] = all_libraries
+    ) -> None:
         with server.client() as control:
             control.ping()
             before = commandstats(control.info("commandstats"))
             with Recorder(server.port) as recorder:
-                for protocol in (2, 3):
-                    redis_py(server, protocol)
-                    publish(server, protocol)
-                asyncio.run(many(server))
-                asyncio.run(others(server))
-                benchmark(server)
+                talk(server)
                 after = commandstats(control.info("commandstats"))
         assert recorder.dropped == 0
         self.port = server.port
@@ -225,6 +243,20 @@ def test_what_was_seen_is_what_the_server_counted(recorded: Recorded) -> None:
     assert {"app-2", "app-3"} <= {event.client for event in events}
     assert max(event.reply_bytes for event in events) > 400_000
     assert max(event.depth for event in events) > 50
+
+
+if FULL:
+
+    def test_ioredis_is_seen_as_the_server_counted(redis82: DatabaseServer) -> None:
+        recorded = Recorded(redis82, ioredis)
+        watcher, events = recorded.watch(recorded.packets)
+        differing = {row.command: row.executed - row.seen for row in recorded.differing(events)}
+        assert differing == {"INCRBY": 2}  # by its script, which was called twice
+        assert len(events) > 900
+        assert watcher.coverage.parsed_share == 1
+        assert watcher.coverage.requests_without_reply == 0
+        assert watcher.coverage.replies_without_request == 0
+        assert "ioredis" in watcher.coverage.libraries
 
 
 def test_repeated_and_reordered_packets_change_nothing(recorded: Recorded) -> None:
