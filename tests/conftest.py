@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 
 import pytest
@@ -64,6 +65,12 @@ __all__ = [
     "valkey81",
     "valkey91",
 ]
+
+
+# A shell starts a job in the background with SIGINT ignored, and its children inherit that. They do
+# not inherit a handler.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)

@@ -102,10 +102,20 @@ def loading(model: Path, url: str, *options: str) -> subprocess.Popen[bytes]:
     )
 
 
+def ended(process: subprocess.Popen[bytes], *, within_s: float) -> tuple[bytes, bytes]:
+    """Return what it printed. If it does not end, kill it: it would go on beside other tests."""
+    try:
+        return process.communicate(timeout=within_s)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.communicate()
+        raise
+
+
 def load(model: Path, url: str, *options: str) -> dict:
     """Run it."""
     process = loading(model, url, *options)
-    output, errors = process.communicate(timeout=120)
+    output, errors = ended(process, within_s=120)
     assert process.returncode == 0, errors.decode()
     return json.loads(output)
 
@@ -113,7 +123,7 @@ def load(model: Path, url: str, *options: str) -> dict:
 def refused(model: Path, url: str) -> str:
     """Return the message where it must refuse."""
     process = loading(model, url, "--seconds", "1")
-    _, errors = process.communicate(timeout=60)
+    _, errors = ended(process, within_s=60)
     assert process.returncode == 2, errors.decode()
     return errors.decode()
 
@@ -238,7 +248,7 @@ def test_a_stall_of_the_server_is_not_hidden(
         redis82.pause()
         time.sleep(1.5)  # the stall that the report must show
         redis82.resume()
-    output, _ = process.communicate(timeout=60)
+    output, _ = ended(process, within_s=60)
     report = json.loads(output)
     assert report["due"] == report["answered"]
     # 1.5 of 4 s: about a third of all requests was due meanwhile
@@ -322,7 +332,7 @@ def test_scratch_keys_are_removed_when_it_is_stopped(
         client.config_resetstat()
         wait_until(begun, within_s=30, otherwise="nothing played")
         process.send_signal(stop)
-        process.communicate(timeout=30)
+        ended(process, within_s=30)
         assert process.returncode != 0
         assert client.keys("*") == []
 
