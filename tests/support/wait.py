@@ -1,7 +1,6 @@
 """Waiting for a condition. A failure names what never happened.
 
-No test is about how soon. So each time allowed is for an idle machine, and a busy one gets more. A
-condition that costs much is looked at less often: it would take the time of what it waits for.
+No test is about how soon. So each time allowed is for an idle machine, and a busy one gets more.
 """
 
 from __future__ import annotations
@@ -16,7 +15,11 @@ _PAUSES = 4  # times what a look took
 
 
 def wait_until(condition: Callable[[], bool], *, within_s: float, otherwise: str) -> None:
-    """Block until `condition()`; fail with `otherwise`."""
+    """Block until `condition()`; fail with `otherwise`.
+
+    A condition that costs much is looked at less often: asking a Prefect server again and again
+    takes the time of the run that is waited for.
+    """
     deadline = time.monotonic() + within_s * PATIENCE
     while True:
         looked = time.monotonic()
@@ -30,15 +33,14 @@ def wait_until(condition: Callable[[], bool], *, within_s: float, otherwise: str
 async def until(
     condition: Callable[[], Awaitable[bool]], *, within_s: float, otherwise: str
 ) -> None:
-    """As `wait_until`, for coroutines."""
+    """As `wait_until`, for coroutines. Some of them do the work that is waited for, so all are
+    looked at at once again.
+    """
     deadline = time.monotonic() + within_s * PATIENCE
-    while True:
-        looked = time.monotonic()
-        if await condition():
-            return
+    while not await condition():
         if time.monotonic() > deadline:
             raise AssertionError(f"{otherwise} (within {within_s * PATIENCE} s)")
-        await asyncio.sleep(_pause_s(looked))
+        await asyncio.sleep(_PAUSE_MIN_S)
 
 
 def _pause_s(looked: float) -> float:
