@@ -162,7 +162,7 @@ def _scripts() -> list[Path]:
 
 
 def test_a_command_does_not_load_what_only_flows_need() -> None:
-    """Gateways are commands, too: pandas costs each a second and 50 MB."""
+    """Gateways are commands, too: pandas costs each 30 MB, and time to start."""
     code = "import exodus.cli.app, sys; print(*{'pandas', 'prefect', 'dask'} & {*sys.modules})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == []
