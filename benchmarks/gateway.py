@@ -239,7 +239,6 @@ def measure(*, full: bool) -> list[Result]:
     """Return every proxy in turn, round by round, so that what else the machine does meets all of
     them.
     """
-    _envoy()  # not after minutes
     seconds, rounds = (6.0, 5) if full else (1.2, 3)
     runs: dict[str, list[dict[str, float]]] = {name: [] for name in _QUESTIONS}
     with Rig() as rig:

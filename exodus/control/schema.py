@@ -81,6 +81,8 @@ Every key begins with `exodus:{MIGRATION}:` (the braces keep a migration in one 
         phase → state, JSON
     shadow           stream   gateways → comparer
         sampled requests and replies; bounded, expires
+    shadow:published string   gateways → comparer
+        how many sampled requests all gateways published: shows what expired untaken
     divergence       hash     comparer → flows, repair
         packed key and command → divergence, JSON; until removed
     divergence:values hash    comparer → flows, status

@@ -412,7 +412,7 @@ class Comparer(RouteProcess):
 
     @property
     def _slow_step(self) -> str:
-        """Return that a server keeps the work waiting; empty where it goes on."""
+        """Return a message if the current step takes long. Otherwise return an empty string."""
         began = self._step_began
         seconds = 0.0 if began is None else asyncio.get_running_loop().time() - began
         if seconds < COMPARE_STEP_TOLD_S:

@@ -278,8 +278,8 @@ def _members(rule: CompareRule, here: object, there: object) -> bool:
 
 
 def _same_items(rule: CompareRule, here: object, there: object) -> bool:
-    """Whether members are equal, alone or in a list that begins with a member and goes on with its
-    numbers. A member may look like a number, and is none: "10" is not "1e1".
+    """Compare members byte for byte, and their numbers within the tolerance. An item is a member
+    alone, or a list: the member, then its numbers. Member "10" is not member "1e1".
     """
     if not isinstance(here, list) or not isinstance(there, list) or len(here) != len(there):
         return here == there

@@ -254,15 +254,16 @@ async def _finds_defects(
         for name in wanted:
             await app(PLANTED[name][1], keys[name])
 
-        causes: dict[str, str] = {}  # another reply of a key may wait for its last look
+        async def causes() -> dict[str, str]:
+            # Another reply of a key may still be pending, without a cause.
+            rows = [row for row in await ledger(local) if row["state"] == "confirmed"]
+            return {row["key"]: row["cause"] for row in rows}
 
         async def confirmed() -> bool:
-            rows = [row for row in await ledger(local) if row["state"] == "confirmed"]
-            causes.update({row["key"]: row["cause"] for row in rows})
-            return causes.keys() == set(keys.values())
+            return (await causes()).keys() == set(keys.values())
 
         await until(confirmed, within_s=15, otherwise="a planted defect was not confirmed")
-        assert causes == {keys[name]: PLANTED[name][3] for name in wanted}
+        assert await causes() == {keys[name]: PLANTED[name][3] for name in wanted}
         assert await answered(local.store.client.smembers(local.store.keys.scratch))
     # No scratch copy is left of those that were made.
     for node in target.masters() if isinstance(target, ClusterBox) else ():

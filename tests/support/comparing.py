@@ -124,8 +124,7 @@ async def beat_of(local: LocalMigration) -> ComparerFacts:
 
 async def row_of(local: LocalMigration, command: str, outcome: str, count: int = 1) -> None:
     async def seen() -> bool:
-        (beat,) = await heartbeats(local.store, "comparer")
-        return beat.facts.rows.get(command, {}).get(outcome, 0) >= count
+        return (await counted(local, command)).get(outcome, 0) >= count
 
     try:
         await until(seen, within_s=15, otherwise=f"no {command} was counted as {outcome}")
@@ -141,8 +140,7 @@ async def quiet(local: LocalMigration) -> None:
     """
 
     async def settled() -> bool:
-        (beat,) = await heartbeats(local.store, "comparer")
-        facts = beat.facts
+        facts = await beat_of(local)
         return not facts.behind and not facts.pending and not facts.keys_unsettled
 
     await until(settled, within_s=30, otherwise="the comparer did not come to an end")
@@ -150,8 +148,7 @@ async def quiet(local: LocalMigration) -> None:
 
 async def counted(local: LocalMigration, command: str) -> dict[str, int]:
     """Return outcome -> replies of one command."""
-    (beat,) = await heartbeats(local.store, "comparer")
-    return beat.facts.rows.get(command, {})
+    return (await beat_of(local)).rows.get(command, {})
 
 
 async def ledger(local: LocalMigration) -> list[dict[str, Any]]:

@@ -15,11 +15,7 @@ _PAUSES = 4  # times what a look took
 
 
 def wait_until(condition: Callable[[], bool], *, within_s: float, otherwise: str) -> None:
-    """Block until `condition()`; fail with `otherwise`.
-
-    A condition that costs much is looked at less often: asking a Prefect server again and again
-    takes the time of the run that is waited for.
-    """
+    """Block until `condition()`; fail with `otherwise`. The slower a look, the longer the pause."""
     deadline = time.monotonic() + within_s * PATIENCE
     while True:
         looked = time.monotonic()
@@ -27,22 +23,19 @@ def wait_until(condition: Callable[[], bool], *, within_s: float, otherwise: str
             return
         if time.monotonic() > deadline:
             raise AssertionError(f"{otherwise} (within {within_s * PATIENCE} s)")
-        time.sleep(_pause_s(looked))
+        # A polled server does the awaited work, too: look for a fifth of the time at most.
+        pause_s = _PAUSES * (time.monotonic() - looked)
+        time.sleep(min(_PAUSE_MAX_S, max(_PAUSE_MIN_S, pause_s)))
 
 
 async def until(
     condition: Callable[[], Awaitable[bool]], *, within_s: float, otherwise: str
 ) -> None:
-    """As `wait_until`, for coroutines. Some of them do the work that is waited for, so all are
-    looked at at once again.
+    """As `wait_until`, for coroutines. The pause stays short: some conditions make the load under
+    test.
     """
     deadline = time.monotonic() + within_s * PATIENCE
     while not await condition():
         if time.monotonic() > deadline:
             raise AssertionError(f"{otherwise} (within {within_s * PATIENCE} s)")
         await asyncio.sleep(_PAUSE_MIN_S)
-
-
-def _pause_s(looked: float) -> float:
-    """Return how long to wait after a look that began then."""
-    return min(_PAUSE_MAX_S, max(_PAUSE_MIN_S, _PAUSES * (time.monotonic() - looked)))
