@@ -17,13 +17,12 @@ from exodus.errors import DecisionRefused, OperatorError, SourceError
 from exodus.net.client import answered
 from exodus.net.clusters import NoMaster
 from exodus.net.masters import standing
-from exodus.plan.bounds import FINALISE_CLIENTS_SHOWN, FINALISE_LAG_MS_MAX
+from exodus.plan.bounds import FINALISE_CLIENTS_SHOWN, FINALISE_LAG_MS_MAX, HOUR_MS
 from exodus.plan.plan import Plan
 from exodus.plan.vocabulary import FenceKind, Phase, Side
 from exodus.topology.endpoint import Endpoint
 from exodus.topology.permits import why_not
 
-_HOUR_MS = 3_600_000
 BY_HAND = "by-hand"  # the verification of `exodus verify`
 Json = dict[str, Any]
 
@@ -47,12 +46,12 @@ async def problems(store: ControlStore, plan: Plan, decided_by: PersonIdentity) 
         found.append(f"the {route.authority} is the authority")
     switched = _last_switch(entries)
     open_until_ms = (switched.at_ms if switched is not None else now_ms) + int(
-        plan.observation_hours_min * _HOUR_MS
+        plan.observation_hours_min * HOUR_MS
     )
     if open_until_ms > now_ms:
         found.append(
             "the observation window is open for another "
-            f"{(open_until_ms - now_ms) / _HOUR_MS:.1f} h (observation_hours_min)"
+            f"{(open_until_ms - now_ms) / HOUR_MS:.1f} h (observation_hours_min)"
         )
     technical = ledger.last_decision(entries, Phase.COMMIT, CUTOVER)
     if (
@@ -102,7 +101,7 @@ async def _check_way_back(
             "no verification of all keys began after the cutover and ended clean: exodus verify "
             "--repair"
         )
-    elif (age_h := (now_ms - newest.at_ms) / _HOUR_MS) > plan.verification_hours_max:
+    elif (age_h := (now_ms - newest.at_ms) / HOUR_MS) > plan.verification_hours_max:
         found.append(
             f"the last clean verification of all keys is {age_h:.1f} h old "
             "(verification_hours_max): exodus verify --repair"

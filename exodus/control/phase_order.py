@@ -8,6 +8,7 @@ from exodus.control import ledger
 from exodus.control.ledger import LedgerEntry, PhaseEnd
 from exodus.control.store import ControlStore
 from exodus.errors import DecisionRefused
+from exodus.plan.bounds import HOUR_MS
 from exodus.plan.plan import Plan
 from exodus.plan.vocabulary import Cutover, Phase
 from exodus.safe_text import when
@@ -20,7 +21,6 @@ _NEEDS = {
     Phase.COMMIT: Phase.MIGRATE,
 }
 _LEARNS = frozenset({Phase.ANALYZE, Phase.COMPARE})  # from what passes a gateway
-_HOUR_MS = 3_600_000
 
 
 def text_of_end(how: PhaseEnd, decision: LedgerEntry) -> str:
@@ -108,7 +108,7 @@ async def check_may_begin(store: ControlStore, plan: Plan, phase: Phase) -> None
             else "each phase builds on the decision before it",
             next_step=f"exodus start {needed}, and approve it",
         )
-    age_h = (await store.now_ms() - decision.at_ms) / _HOUR_MS
+    age_h = (await store.now_ms() - decision.at_ms) / HOUR_MS
     if age_h > plan.evidence_hours_max:
         raise DecisionRefused(
             f"{phase} may not begin: the approval of {needed} is {age_h:.1f} h old",

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from exodus.cutover.beside_read import Beside, SideUser, read
+from exodus.cutover.beside_read import ServerSetup, SideUser, read
 from exodus.cutover.beside_rows import BesideRow, StateOutcome
 from exodus.cutover.beside_settings import SETTINGS
 from exodus.cutover.functions import compare_libraries
@@ -59,7 +59,9 @@ def _worse(row: BesideRow, other: BesideRow) -> bool:
     return _ORDER.index(row.outcome) > _ORDER.index(other.outcome)
 
 
-def _compare_servers(plan: Plan, authority: Side, ours: Beside, theirs: Beside) -> list[BesideRow]:
+def _compare_servers(
+    plan: Plan, authority: Side, ours: ServerSetup, theirs: ServerSetup
+) -> list[BesideRow]:
     return [
         *_users(plan, ours, theirs, authority),
         *_settings(ours, theirs, authority, authority.other),
@@ -93,7 +95,7 @@ def not_provable(
 # ---- users
 
 
-def application_users(plan: Plan, side: Beside) -> dict[str, SideUser]:
+def application_users(plan: Plan, side: ServerSetup) -> dict[str, SideUser]:
     """Enabled users that are not Exodus's."""
     if isinstance(side.users, str):
         return {}
@@ -110,7 +112,7 @@ def login_names(plan: Plan) -> Mapping[str, str]:
     return {login.user: login.target_user or login.user for login in plan.logins}
 
 
-def _users(plan: Plan, ours: Beside, theirs: Beside, authority: Side) -> list[BesideRow]:
+def _users(plan: Plan, ours: ServerSetup, theirs: ServerSetup, authority: Side) -> list[BesideRow]:
     if isinstance(ours.users, str) or isinstance(theirs.users, str):
         return [not_provable("users", ours.users, theirs.users, authority, authority.other)]
     logins = login_names(plan) if authority is Side.SOURCE else {}
@@ -167,7 +169,9 @@ def value_of(settings: dict[str, str], names: tuple[str, ...]) -> tuple[str, str
     return next(((name, settings[name]) for name in names if name in settings), None)
 
 
-def _settings(ours: Beside, theirs: Beside, authority: Side, follower: Side) -> list[BesideRow]:
+def _settings(
+    ours: ServerSetup, theirs: ServerSetup, authority: Side, follower: Side
+) -> list[BesideRow]:
     if isinstance(ours.settings, str) or isinstance(theirs.settings, str):
         return [not_provable("settings", ours.settings, theirs.settings, authority, follower)]
     rows = []
@@ -198,7 +202,9 @@ def _settings(ours: Beside, theirs: Beside, authority: Side, follower: Side) -> 
 # ---- code
 
 
-def _modules(ours: Beside, theirs: Beside, authority: Side, follower: Side) -> list[BesideRow]:
+def _modules(
+    ours: ServerSetup, theirs: ServerSetup, authority: Side, follower: Side
+) -> list[BesideRow]:
     if isinstance(ours.modules, str) or isinstance(theirs.modules, str):
         return [not_provable("modules", ours.modules, theirs.modules, authority, follower)]
     rows = []
@@ -257,7 +263,7 @@ async def _libraries(authority: Leg, follower: Leg) -> list[BesideRow]:
     ]
 
 
-def _scripts(ours: Beside, theirs: Beside) -> list[BesideRow]:
+def _scripts(ours: ServerSetup, theirs: ServerSetup) -> list[BesideRow]:
     if ours.scripts is None or theirs.scripts is None:
         return [
             BesideRow(

@@ -21,7 +21,7 @@ class SideUser:
 
 
 @dataclass
-class Beside:
+class ServerSetup:
     """What a side has beside its keys. An attribute that could not be read is a text: why."""
 
     settings: dict[str, str] | str
@@ -33,7 +33,7 @@ class Beside:
     scripts: int | None
 
 
-async def read(leg: Leg) -> Beside:
+async def read(leg: Leg) -> ServerSetup:
     """Read a side."""
     names = [name for setting in SETTINGS for name in setting.names]
     *got, listed, acl, modules, memory, stats = await leg.pipeline(
@@ -87,7 +87,7 @@ async def read(leg: Leg) -> Beside:
             if key.startswith("cmdstat_")
         }
     )
-    return Beside(
+    return ServerSetup(
         settings=found,
         users=users,
         user_lines={

@@ -19,7 +19,7 @@ from exodus.errors import DecisionRefused
 from exodus.net.info import info_of
 from exodus.net.leg import Leg
 from exodus.plan.address import Address, Cluster
-from exodus.plan.bounds import REHEARSAL_NAMED
+from exodus.plan.bounds import HOUR_MS, REHEARSAL_NAMED
 from exodus.plan.plan import Plan
 
 REPORT = "rehearsal"
@@ -37,7 +37,6 @@ PLAN_FIELDS = (
     "strategy",
     "users",
 )
-_HOUR_MS = 3_600_000
 _NOT_TOLD = "not told"
 # What a fence or native replication of Exodus changes, what holds a secret, and what only logs.
 _NO_SETTING_OF_A_SWITCH = frozenset(
@@ -183,7 +182,7 @@ async def check_rehearsal(store: ControlStore, plan: Plan, *legs: Leg) -> str:
     if plan.rehearsal_hours_max is None:
         return "no rehearsal is asked for"
     found = await store.report(REPORT)
-    age_h = (await store.now_ms() - found["at_ms"]) / _HOUR_MS if found is not None else 0.0
+    age_h = (await store.now_ms() - found["at_ms"]) / HOUR_MS if found is not None else 0.0
     when = f"the last rehearsal, {age_h:.1f} h ago,"
     if found is None:
         why = "the switch was never rehearsed"

@@ -10,7 +10,9 @@ live sync removes it. A replica takes no writes. With native replication the key
 authority, in its highest empty database.
 
 Where a side is a cluster, each way from a node of the source to a node of the target has a key of
-its own, so that each node is measured at least once. What is shown is the slowest way.
+its own, so that each node is measured at least once. What is shown is the slowest way. A node that
+stalls holds up the syncer's batch, so writes to other nodes are late as well. The way whose own
+node does not answer is shown first.
 """
 
 from __future__ import annotations
@@ -18,7 +20,8 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from typing import Any, TypeVar
 
 from exodus.cancellation import end_all
 from exodus.commands.key_slots import slot_of
@@ -42,8 +45,10 @@ from exodus.topology.applications import connect_as_application
 from exodus.topology.endpoint import Endpoint
 from exodus.topology.pair_checks import empty_database
 
+_T = TypeVar("_T")
 _TAG = b"lag"
 MISSED = f"a write was not there after {LAG_PROBE_GIVEN_UP_S:g} s"
+UNANSWERED = f"a write got no answer for {LAG_PROBE_GIVEN_UP_S:g} s"
 
 
 class LagProbe:
@@ -93,7 +98,11 @@ class LagProbe:
     def slowest(self) -> Spot | None:
         """Return the way with the highest lag; None where nothing was measured yet."""
         known = [spot for spot in self.spots.values() if spot.lag_ms or spot.why]
-        return max(known, key=lambda spot: (spot.percentile(0.99), bool(spot.why)), default=None)
+        return max(
+            known,
+            key=lambda spot: (spot.percentile(0.99), spot.why not in ("", MISSED), bool(spot.why)),
+            default=None,
+        )
 
     @property
     def misses(self) -> int:
@@ -118,6 +127,7 @@ class Spot:
         self.lag_ms: deque[float] = deque(maxlen=LAG_PROBE_KEPT)
         self.misses = 0  # not seen for 5 s, which then counts as its lag
         self.why = ""
+        self._asked: tuple[Side, float] | None = None  # whose answer it waits for, since when
         self._plan = plan
         self._route = route
         self._mine = mine
@@ -138,13 +148,28 @@ class Spot:
             except TimeoutError:
                 self.misses += 1
                 self.lag_ms.append(LAG_PROBE_GIVEN_UP_S * 1000)
-                self.why = MISSED
+                self.why = self._missed
             except (ExodusError, ReplyError, OSError) as exc:
                 self.why = (
                     f"{exc.what}: {exc.why}"
                     if isinstance(exc, ExodusError)
                     else f"{type(exc).__name__}: {exc}"
                 )
+
+    @property
+    def _missed(self) -> str:
+        """Return why a write was not seen in time. If one answer took most of that time, that is
+        why.
+        """
+        if self._asked is None or time.monotonic() - self._asked[1] < LAG_PROBE_GIVEN_UP_S / 2:
+            return MISSED
+        return UNANSWERED if self._asked[0] is self._route.authority else silent(self._asked[0])
+
+    async def _answer(self, side: Side, asked: Awaitable[_T]) -> _T:
+        self._asked = (side, time.monotonic())
+        answer = await asked
+        self._asked = None
+        return answer
 
     @property
     def _is_mine(self) -> bool:
@@ -157,16 +182,17 @@ class Spot:
             TimeoutError: a write was not on the follower in time. The connections are ended.
         """
         authority, follower = self._route.authority, self._route.follower
+        self._asked = None
         writer: Leg | None = None
         reader: Leg | None = None
         try:
             async with asyncio.timeout(LAG_PROBE_GIVEN_UP_S):
-                writer = await connect_as_application(
-                    self._plan, authority, name="exodus-lag", key=self.key
+                writer = await self._answer(
+                    authority,
+                    connect_as_application(self._plan, authority, name="exodus-lag", key=self.key),
                 )
-                reader = await Endpoint(follower, self._plan.address(follower)).leg_for(
-                    self.key, name="exodus-lag"
-                )
+                to = Endpoint(follower, self._plan.address(follower))
+                reader = await self._answer(follower, to.leg_for(self.key, name="exodus-lag"))
                 if self._route.native:
                     self._db = await empty_database(
                         Endpoint(authority, self._plan.address(authority))
@@ -182,21 +208,32 @@ class Spot:
             await close_all((writer, reader))
 
     async def _measure(self, writer: Leg, reader: Leg) -> None:
+        async def write(*words: Any) -> Any:
+            return await self._answer(self._route.authority, writer.call(*words))
+
+        async def at_follower(*words: Any) -> Any:
+            return await self._answer(self._route.follower, reader.call(*words))
+
         if self._route.native:
-            await writer.call("SET", self.key, "1", "PX", LAG_PROBE_KEY_MS)
+            await write("SET", self.key, "1", "PX", LAG_PROBE_KEY_MS)
         else:
-            await reader.call("SET", self.key, "1", "PX", LAG_PROBE_KEY_MS)
+            await at_follower("SET", self.key, "1", "PX", LAG_PROBE_KEY_MS)
             try:
-                await writer.call("DEL", self.key)
+                await write("DEL", self.key)
             except (ExodusError, ReplyError):
-                await reader.call("UNLINK", self.key)  # nobody else will
+                await at_follower("UNLINK", self.key)  # nobody else will
                 raise
         began = time.monotonic()
-        while await reader.call("EXISTS", self.key) != self._route.native:
+        while await at_follower("EXISTS", self.key) != self._route.native:
             await asyncio.sleep(LAG_PROBE_POLL_S)
         self.lag_ms.append((time.monotonic() - began) * 1000)
         if self._route.native:
-            await writer.call("DEL", self.key)
+            await write("DEL", self.key)
+
+
+def silent(follower: Side) -> str:
+    """Return what is said of a follower's node that does not answer."""
+    return f"the {follower} did not answer for {LAG_PROBE_GIVEN_UP_S:g} s"
 
 
 def probe_keys(plan: Plan, before: Mapping[str, bytes]) -> dict[str, bytes]:

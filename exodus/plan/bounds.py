@@ -3,6 +3,8 @@
 Bounds that several modules share come first, by subject. The others follow, by module.
 """
 
+HOUR_MS = 3_600_000  # a unit, for bounds in hours
+
 # Requests and replies in a gateway.
 STREAM_FRAME_BYTES = 64 * 1024  # A longer request is forwarded while it still arrives.
 RETAINED_ARG_BYTES = 1024 * 1024  # A longer argument is not copied. As a key it is a gap.

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from exodus.live.lag_probe import MISSED
+from exodus.live.lag_probe import silent
 from exodus.live.syncer import Syncer
-from exodus.plan.vocabulary import Cutover
+from exodus.plan.vocabulary import Cutover, Side
 from exodus.stack.servers import ServerKind
 from tests.support.cluster_gateway import cluster_migration
 from tests.support.clusters import ClusterBox
@@ -43,6 +43,9 @@ async def test_each_node_is_measured_and_one_that_stalls_is_the_slowest(
             for node in box.masters()
         }
 
+        async def both_late() -> bool:
+            return all(spot.why for spot in syncer._probe.spots.values())
+
         async def measured() -> bool:
             return _measured(syncer) == nodes
 
@@ -63,12 +66,14 @@ async def test_each_node_is_measured_and_one_that_stalls_is_the_slowest(
             async def told() -> bool:
                 facts = syncer.heartbeat(0).facts
                 return (
-                    (facts.probe_slowest or "").endswith(f":{stalled.port}")
-                    and f":{stalled.port}: {MISSED}" in (facts.probe_why or "")
+                    f":{stalled.port}: {silent(Side.TARGET)}" in (facts.probe_why or "")
                     and (facts.probe_lag_ms_p99 or 0) >= 5_000
                 )
 
             await until(told, within_s=30, otherwise="the stalled node is not told")
+            # Its batch is late at the other node, too: the one that stalls is still named
+            await until(both_late, within_s=30, otherwise="the other node is not late")
+            assert (syncer.heartbeat(0).facts.probe_slowest or "").endswith(f":{stalled.port}")
 
         async def well() -> bool:
             return not syncer.heartbeat(0).facts.probe_why

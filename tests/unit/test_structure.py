@@ -144,6 +144,86 @@ def test_a_class_name_stands_for_one_thing() -> None:
     assert {name: places for name, places in modules.items() if len(places) > 1} == {}
 
 
+# Numbers outside the bounds module with a limit's or a time's name, and why they are there
+_LIMIT = re.compile(r"_(S|MS|US|MIN|MAX|BYTES|DAYS|EVERY|KEPT|STEPS|ATTEMPTS|RETRIES|KEYS)$")
+_NOT_BOUNDS = {
+    "_NO_KEYS": "none",
+    "_DAY_S": "a unit",
+    "_DAY_MIN": "a unit",
+    "_MS": "a unit",
+    "_MONTH_DAYS": "a unit",
+    "_EPOCH_MS": "tells a time from a duration",
+    "_SCRIPT_MS": "the servers' own default",
+    "_DATABASES_MAX": "the servers' own limit",
+    "_BULK_BYTES_MAX": "what a length can say in RESP",
+    "_ARGS_MAX": "what a length can say in RESP",
+    "_DIGITS_MAX": "what a length can say in RESP",
+    "_FOOT_BYTES": "of a payload of DUMP",
+    "FOOTER_BYTES": "of a payload of DUMP",
+    "_ID_BYTES": "of a stream's entry",
+    "_LZF_RATIO_MAX": "of the format",
+    "_HEAD_BYTES": "of a format of ours",
+    "_CURSOR_HEAD_BYTES": "a frame's beginning",
+    "VALUE_MAX": "of the histogram's buckets",
+    "_STEPS": "more than a double can tell apart",
+    "_HEADS_MAX": "compiled: how many lengths are encoded beforehand",
+    "_SHORT_BYTES": "compiled: from where on a copy costs more than a look",
+    "_FIRST_BYTES_MAX": "compiled: how much of a first element is kept",
+    "_SHORT_LINE_BYTES": "compiled: how far a line's end is looked for byte by byte",
+    "_REQUEST_S": "the fork server imports nothing of the product",
+    "_REMEMBERED_MIN": "the lowest room, which imports nothing of the product",
+}
+
+
+def test_bounds_stand_in_the_bounds_module() -> None:
+    """A queue, buffer, wait, or retry has its bound where all are read together."""
+    found: dict[str, str] = {}
+    for path in _sources():
+        if path == ROOT / "exodus/plan/bounds.py":
+            continue
+        for node in ast.parse(path.read_text()).body:
+            for name, value in _assigned(node):
+                if _LIMIT.search(name) and _is_number(value):
+                    found[name] = f"{path.relative_to(ROOT)}:{node.lineno}: {name}"
+    assert [place for name, place in found.items() if name not in _NOT_BOUNDS] == []
+    assert _NOT_BOUNDS.keys() <= found.keys()
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("_WAIT_S = 2.5", True),
+        ("_WAIT_S: Final = 60 * 5", True),
+        ("QUEUE_MAX = 1 << 20", True),
+        ("_WAITS_S = (0.1, 1)", True),
+        ("_NAMES_MAX = SEEN_MAX", False),  # another one's value
+        ("_NO_SHARD = -1", False),
+        ("_FIELD_MS = 'at_ms'", False),
+    ],
+)
+def test_a_bound_elsewhere_is_seen(line: str, expected: bool) -> None:
+    (node,) = ast.parse(line).body
+    ((name, value),) = _assigned(node)
+    assert bool(_LIMIT.search(name) and _is_number(value)) is expected
+
+
+def _assigned(node: ast.stmt) -> list[tuple[str, ast.expr]]:
+    """Return the names that a statement gives values, with these."""
+    if isinstance(node, ast.Assign):
+        return [(each.id, node.value) for each in node.targets if isinstance(each, ast.Name)]
+    if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.value:
+        return [(node.target.id, node.value)]
+    return []
+
+
+def _is_number(value: ast.expr) -> bool:
+    """Return whether it is a number, or several, or arithmetic of numbers alone."""
+    leaves = [each for each in ast.walk(value) if isinstance(each, ast.Constant | ast.Name)]
+    return bool(leaves) and all(
+        isinstance(leaf, ast.Constant) and type(leaf.value) in (int, float) for leaf in leaves
+    )
+
+
 def _names_of(node: ast.stmt) -> list[str]:
     if isinstance(node, ast.Assign):
         return [each.id for each in node.targets if isinstance(each, ast.Name)]
