@@ -76,8 +76,9 @@ async def test_reads_go_to_the_node_of_their_slot_through_a_reshard(
         async with RedisCluster(host="127.0.0.1", port=local.port) as app:
             reading = asyncio.create_task(_read(app, stop))
 
-            async def more(outcome: str, count: int = 1) -> None:
-                before = (await _counts(local)).get(outcome, 0)
+            async def more(outcome: str, count: int = 1, before: int | None = None) -> None:
+                if before is None:
+                    before = (await _counts(local)).get(outcome, 0)
 
                 async def reached() -> bool:
                     if reading.done():
@@ -95,14 +96,16 @@ async def test_reads_go_to_the_node_of_their_slot_through_a_reshard(
             with first.client() as node:
                 node.set(wrong, "wrong")
             await more("not fresh")
-            # Slots move to the other node, and to one that the gateway has never seen.
+            # Slots move to the other node, and to one that the gateway has never seen. A read that
+            # meets an old map is not asked: often before the last slot has moved.
+            not_asked = (await _counts(local)).get("not asked", 0)
             slots = [slot_of(f"cold:{number}".encode()) for number in range(20)]
             for slot in slots[:10]:
                 await asyncio.to_thread(target.move_slot, slot, second)
             for slot in slots[10:]:
                 await asyncio.to_thread(target.move_slot, slot, spare)
             await asyncio.to_thread(target.wait_ready)
-            await more("not asked")
+            await more("not asked", before=not_asked)
             await more("served", 600)
             counts = await _counts(local)
             assert not counts.get("failed"), counts

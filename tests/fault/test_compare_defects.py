@@ -8,7 +8,7 @@ import asyncio
 import random
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 from redis.exceptions import ResponseError
@@ -30,175 +30,10 @@ from tests.support.comparing import (
 )
 from tests.support.full import FULL
 from tests.support.local_migration import LocalMigration
+from tests.support.planted_defects import CATALOGUE, key_of, words_of
 from tests.support.wait import until
 
 pytestmark = pytest.mark.fault
-_FAR = 2_000_000_000_000
-_STATE = "state"
-
-
-class Defect(NamedTuple):
-    """An application's requests, the defect of the target, and the row that reports it."""
-
-    name: str
-    made: list[str]  # through the gateway; {k} is the key
-    asked: str
-    planted: list[str]  # on the target
-    command: str  # of the row
-    cause: Cause
-
-
-_WRITTEN = Cause.FOLLOWER_WRITTEN
-CATALOGUE = [
-    Defect("stale value", ["SET {k} new"], "GET {k}", ["SET {k} old"], "GET", _WRITTEN),
-    Defect(
-        "score in the 15th digit",
-        ["ZADD {k} 0.123456789012345 m"],
-        "ZSCORE {k} m",
-        ["ZADD {k} 0.123456789012346 m"],
-        "ZSCORE",
-        Cause.PRECISION,
-    ),
-    Defect(
-        "number in a string rounded",
-        ["SET {k} 3.14159265358979"],
-        "GET {k}",
-        ["SET {k} 3.14159265358978"],
-        "GET",
-        Cause.PRECISION,
-    ),
-    Defect(
-        "consumer group missing",
-        ["XADD {k} 1-1 f v", "XGROUP CREATE {k} g 0"],
-        "XLEN {k}",
-        ["XGROUP DESTROY {k} g"],
-        _STATE,
-        _WRITTEN,
-    ),
-    Defect(
-        "pending entry lost",
-        ["XADD {k} 1-1 f v", "XGROUP CREATE {k} g 0", "XREADGROUP GROUP g c STREAMS {k} >"],
-        "XLEN {k}",
-        ["XACK {k} g 1-1"],
-        _STATE,
-        _WRITTEN,
-    ),
-    Defect(
-        "last id of a stream",
-        ["XADD {k} 1-1 f v"],
-        "XLEN {k}",
-        ["XSETID {k} 9-9"],
-        _STATE,
-        _WRITTEN,
-    ),
-    Defect(
-        "stream entry missing",
-        ["XADD {k} 1-1 f v", "XADD {k} 1-2 f v"],
-        "XRANGE {k} - +",
-        ["XDEL {k} 1-1"],
-        "XRANGE",
-        _WRITTEN,
-    ),
-    Defect(
-        "expiry off by 1 s",
-        ["SET {k} v", f"PEXPIREAT {{k}} {_FAR}"],
-        "GET {k}",
-        [f"PEXPIREAT {{k}} {_FAR + 1000}"],
-        _STATE,
-        _WRITTEN,
-    ),
-    Defect(
-        "expiry off by 1 s, as a client sees it",
-        ["SET {k} v", f"PEXPIREAT {{k}} {_FAR}"],
-        "PTTL {k}",
-        [f"PEXPIREAT {{k}} {_FAR - 1000}"],
-        "PTTL",
-        _WRITTEN,
-    ),
-    Defect(
-        "expiry lost",
-        ["SET {k} v", f"PEXPIREAT {{k}} {_FAR}"],
-        "TTL {k}",
-        ["PERSIST {k}"],
-        "TTL",
-        _WRITTEN,
-    ),
-    Defect("key in another database", ["SET {k} v"], "GET {k}", ["MOVE {k} 5"], "GET", _WRITTEN),
-    Defect(
-        "list reversed",
-        ["RPUSH {k} a b c"],
-        "LRANGE {k} 0 -1",
-        ["DEL {k}", "RPUSH {k} c b a"],
-        "LRANGE",
-        _WRITTEN,
-    ),
-    Defect(
-        "element of a list",
-        ["RPUSH {k} a b c"],
-        "LINDEX {k} 1",
-        ["LSET {k} 1 x"],
-        "LINDEX",
-        _WRITTEN,
-    ),
-    Defect(
-        "expiry of a hash field lost",
-        ["HSET {k} f 1 g 2", f"HPEXPIREAT {{k}} {_FAR} FIELDS 1 f"],
-        "HLEN {k}",
-        ["HPERSIST {k} FIELDS 1 f"],
-        _STATE,
-        _WRITTEN,
-    ),
-    Defect("key deleted", ["HSET {k} f 1"], "HGETALL {k}", ["DEL {k}"], "HGETALL", _WRITTEN),
-    Defect("extra field", ["HSET {k} f 1"], "HGETALL {k}", ["HSET {k} g 2"], "HGETALL", _WRITTEN),
-    Defect("field missing", ["HSET {k} f 1 g 2"], "HGET {k} g", ["HDEL {k} g"], "HGET", _WRITTEN),
-    Defect("member lost", ["SADD {k} a b"], "SMEMBERS {k}", ["SREM {k} a"], "SMEMBERS", _WRITTEN),
-    Defect("another type", ["SET {k} 1"], "TYPE {k}", ["DEL {k}", "RPUSH {k} 1"], "TYPE", _WRITTEN),
-    Defect("string cut", ["SET {k} abc"], "STRLEN {k}", ["SET {k} ab"], "STRLEN", _WRITTEN),
-    Defect(
-        "bit flipped", ["SETBIT {k} 7 1"], "GETBIT {k} 7", ["SETBIT {k} 7 0"], "GETBIT", _WRITTEN
-    ),
-    Defect(
-        "member of a sorted set lost",
-        ["ZADD {k} 1 a 2 b"],
-        "ZCARD {k}",
-        ["ZREM {k} a"],
-        "ZCARD",
-        _WRITTEN,
-    ),
-    Defect(
-        "empty string lost",
-        ["SET {k} x", "SETRANGE {k} 0 y"],
-        "EXISTS {k}",
-        ["DEL {k}"],
-        "EXISTS",
-        _WRITTEN,
-    ),
-    Defect(
-        "deleted key is back",
-        ["SET {k} v", "DEL {k}"],
-        "EXISTS {k}",
-        ["SET {k} v"],
-        "EXISTS",
-        Cause.RESURRECTED,
-    ),
-    Defect(
-        "position moved",
-        ["GEOADD {k} 13.361389 38.115556 m"],
-        "GEOPOS {k} m",
-        ["GEOADD {k} 13.5 38.2 m"],
-        "GEOPOS",
-        _WRITTEN,
-    ),
-    Defect("nobody reads it", ["SET {k} v"], "PING", ["SET {k} w"], _STATE, _WRITTEN),
-]
-
-
-def _key(defect: Defect) -> str:
-    return "d:" + defect.name.replace(" ", "-").replace(",", "")
-
-
-def _words(text: str, key: str) -> list[str]:
-    return [word.replace("{k}", key) for word in text.split()]
 
 
 async def _rows(local: LocalMigration, wanted: set[tuple[str, str]]) -> dict[tuple[str, str], Any]:
@@ -226,22 +61,22 @@ async def test_each_planted_defect_is_found_and_labelled(modern: LocalMigration)
         app = modern.app()
         for defect in CATALOGUE:
             for command in defect.made:
-                await app.execute_command(*_words(command, _key(defect)))
+                await app.execute_command(*words_of(command, key_of(defect)))
         for defect in CATALOGUE:
-            await app.execute_command(*_words(defect.asked, _key(defect)))
+            await app.execute_command(*words_of(defect.asked, key_of(defect)))
         await row_of(modern, "GET", "equal", 3)
         await quiet(modern)
         assert await ledger(modern) == [], "a difference was confirmed before any was planted"
         for defect in CATALOGUE:
             for command in defect.planted:
-                target.execute_command(*_words(command, _key(defect)))
+                target.execute_command(*words_of(command, key_of(defect)))
         for defect in CATALOGUE:
-            await app.execute_command(*_words(defect.asked, _key(defect)))
-        found = await _rows(modern, {(_key(each), each.command) for each in CATALOGUE})
+            await app.execute_command(*words_of(defect.asked, key_of(defect)))
+        found = await _rows(modern, {(key_of(each), each.command) for each in CATALOGUE})
         labels = {
-            each.name: found[_key(each), each.command]["cause"]
+            each.name: found[key_of(each), each.command]["cause"]
             for each in CATALOGUE
-            if found[_key(each), each.command]["cause"] != each.cause
+            if found[key_of(each), each.command]["cause"] != each.cause
         }
         assert labels == {}
         row = found["d:stale-value", "GET"]

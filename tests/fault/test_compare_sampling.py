@@ -159,9 +159,9 @@ async def test_the_sample_is_changed_while_it_runs(local: LocalMigration) -> Non
         for key in ("cart:1", "user:1", "user:2"):
             await app.get(key)
         await row_of(local, "GET", "equal", 3)
+        target.set("user:2", "of others")  # the removal is of the copy, whatever it holds
         route = await set_sample(local.store, 1.0, ["cart:*", "user:*"], ["*:2"], why="test")
         assert route.shadow_salt == 7
-        target.set("user:2", "of others")  # the removal is of the copy, whatever it holds
 
         async def removed() -> bool:
             return not target.exists("user:2")

@@ -8,7 +8,6 @@ import asyncio
 import inspect
 import random
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import pytest
 
@@ -21,10 +20,10 @@ from exodus.plan.vocabulary import Side
 from tasks import acceptance
 from tasks.context import Opened
 from tests.support.local_migration import LocalMigration
+from tests.support.planted_defects import CATALOGUE, key_of, words_of
 
 pytestmark = pytest.mark.fault
 _FAR = 2_000_000_000_000
-_VALUES, _EXPIRIES = "trial copy: values are equal", "trial copy: expiries are equal"
 
 
 def _red(rows: Sequence[Checked]) -> dict[str, str]:
@@ -51,32 +50,6 @@ def _fill(local: LocalMigration) -> None:
         source.execute_command("XREADGROUP", "GROUP", "g", "c", "STREAMS", "stream", ">")
 
 
-class Defect(NamedTuple):
-    """What goes wrong with the copy, and the row that reports it."""
-
-    name: str
-    planted: tuple[object, ...]
-    red: str
-    named: str
-
-
-DEFECTS = [
-    Defect("wrong value", ("SET", "order:7", "other"), _VALUES, "0:order:7"),
-    Defect("key missing", ("DEL", "user:7"), _VALUES, "user:7"),
-    Defect("key in another database", ("MOVE", "order:8", 3), _VALUES, "order:8"),
-    Defect(
-        "15th digit of a score", ("ZADD", "scores", "0.123456789012346", "m"), _VALUES, "scores"
-    ),
-    Defect("list reversed", ("LSET", "list", 0, "c"), _VALUES, "list"),
-    Defect("field lost", ("HDEL", "user:9", "mail"), _VALUES, "user:9"),
-    Defect("group missing", ("XGROUP", "DESTROY", "stream", "g"), _VALUES, "stream"),
-    Defect("pending entry lost", ("XACK", "stream", "g", "1-1"), _VALUES, "stream"),
-    Defect("expiry lost", ("PERSIST", "expires"), _EXPIRIES, "expires"),
-    Defect("expiry off by 1 s", ("PEXPIREAT", "expires", _FAR + 1000), _EXPIRIES, "expires"),
-    Defect("expiry from nowhere", ("PEXPIREAT", "list", _FAR), _EXPIRIES, "list"),
-]
-
-
 async def test_a_copy_is_equal_and_nothing_is_left(local: LocalMigration) -> None:
     _fill(local)
     with local.servers[Side.SOURCE].client(db=2) as other:
@@ -96,17 +69,23 @@ async def test_a_copy_is_equal_and_nothing_is_left(local: LocalMigration) -> Non
     assert local.servers[Side.TARGET].client().keys("*") == []
 
 
-async def test_each_planted_defect_is_found_by_name(local: LocalMigration) -> None:
-    """All over one source, each on a copy of its own."""
-    _fill(local)
-    plan = _plan(local, data_keys=1_000)
-    for defect in DEFECTS:
-        trial = await copy_trial(plan, local.store)
-        with local.servers[Side.TARGET].client(db=trial.database) as target:
-            target.execute_command(*defect.planted)
-            red = _red(await verify_trial(plan, local.store, trial))
+async def test_each_planted_defect_is_found_by_name(modern: LocalMigration) -> None:
+    """All that Compare has to find as well, over one source, each on a copy of its own."""
+    assert len(CATALOGUE) >= 25
+    with modern.servers[Side.SOURCE].client() as source:
+        for defect in CATALOGUE:
+            for command in defect.made:
+                source.execute_command(*words_of(command, key_of(defect)))
+    plan = _plan(modern, data_keys=1_000)
+    for defect in CATALOGUE:
+        trial = await copy_trial(plan, modern.store)
+        assert _red(await verify_trial(plan, modern.store, trial)) == {}, defect.name
+        with modern.servers[Side.TARGET].client(db=trial.database) as target:
+            for command in defect.planted:
+                target.execute_command(*words_of(command, key_of(defect)))
+            red = _red(await verify_trial(plan, modern.store, trial))
             assert list(red) == [defect.red], (defect.name, red)
-            assert defect.named in red[defect.red], (defect.name, red)
+            assert key_of(defect) in red[defect.red], (defect.name, red)
             target.flushall()
 
 

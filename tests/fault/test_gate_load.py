@@ -123,7 +123,10 @@ async def test_analyze_measures_the_capacity_before_test_requires_it(local: Loca
     await _observed(local, latency_us=200_000)
     measure = inspect.unwrap(measure_capacity.fn)
     plan = _plan(local, load_seconds=60.0)  # Analyze plays each speed for a second
-    found = await measure(Opened(plan, local.store, plan))
+    for _ in range(5):  # a step in which this machine is late is not judged
+        found = await measure(Opened(plan, local.store, plan))
+        if all(step["judged"] for step in found["steps"]):
+            break
     assert [row["speed"] for row in found["steps"]] == [1.0, 2.0]
     assert {row["check"]: (row["ok"], row["level"]) for row in found["checks"]} == {
         _ONE: (True, "should"),
