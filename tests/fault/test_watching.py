@@ -35,7 +35,7 @@ from exodus.resp.encode import encode
 from tests.support.full import FULL
 from tests.support.ioredis import installed_ioredis
 from tests.support.libraries import Coredis, Glide, Library
-from tests.support.packets import Recorder, pcap
+from tests.support.packets import Recorder, TcpDump, pcap
 from tests.support.servers import DatabaseServer
 from tests.support.wait import wait_until
 
@@ -170,12 +170,15 @@ class Recorded:
     """Packets of one port, and what the server counted meanwhile."""
 
     def __init__(
-        self, server: DatabaseServer, talk: Callable[[DatabaseServer], None] = all_libraries
+        self,
+        server: DatabaseServer,
+        talk: Callable[[DatabaseServer], None] = all_libraries,
+        recording: type[Recorder | TcpDump] = Recorder,
     ) -> None:
         with server.client() as control:
             control.ping()
             before = commandstats(control.info("commandstats"))
-            with Recorder(server.port) as recorder:
+            with recording(server.port) as recorder:
                 talk(server)
                 after = commandstats(control.info("commandstats"))
         assert recorder.dropped == 0
@@ -202,11 +205,21 @@ class Recorded:
         return [row for row in reconcile(self.before, self.after, seen) if row.seen != row.executed]
 
 
-@pytest.fixture(scope="module", params=["_redis82", "_valkey91", "_redis62"])
+_BY_TCPDUMP = " by tcpdump"
+
+
+@pytest.fixture(
+    scope="module",
+    params=[
+        *("_redis82", "_valkey91", "_redis62"),
+        *(["_redis82" + _BY_TCPDUMP, "_redis62" + _BY_TCPDUMP] if FULL else []),
+    ],
+)
 def recorded(request: pytest.FixtureRequest) -> Recorded:
-    box: DatabaseServer = request.getfixturevalue(request.param)
+    name: str = request.param
+    box: DatabaseServer = request.getfixturevalue(name.removesuffix(_BY_TCPDUMP))
     box.restore()
-    return Recorded(box)
+    return Recorded(box, recording=TcpDump if name.endswith(_BY_TCPDUMP) else Recorder)
 
 
 def _payload(frame: bytes) -> tuple[bytes, int, bytes, int]:
@@ -248,7 +261,7 @@ def test_what_was_seen_is_what_the_server_counted(recorded: Recorded) -> None:
 if FULL:
 
     def test_ioredis_is_seen_as_the_server_counted(redis82: DatabaseServer) -> None:
-        recorded = Recorded(redis82, ioredis)
+        recorded = Recorded(redis82, ioredis, TcpDump)
         watcher, events = recorded.watch(recorded.packets)
         differing = {row.command: row.executed - row.seen for row in recorded.differing(events)}
         assert differing == {"INCRBY": 2}  # by its script, which was called twice
@@ -257,6 +270,33 @@ if FULL:
         assert watcher.coverage.requests_without_reply == 0
         assert watcher.coverage.replies_without_request == 0
         assert "ioredis" in watcher.coverage.libraries
+
+    @pytest.mark.parametrize("protocol", [[], ["-3"]], ids=["RESP2", "RESP3"])
+    @pytest.mark.parametrize("pipeline", [1, 50])
+    def test_redis_benchmark_is_seen_as_the_server_counted(
+        redis82: DatabaseServer, protocol: list[str], pipeline: int
+    ) -> None:
+        """Debian's packages tcpdump and redis-tools are needed."""
+        tests = "ping,set,get,incr,lpush,rpop,sadd,hset,spop,zadd,zpopmin,lrange_100,mset"
+
+        def talk(server: DatabaseServer) -> None:
+            login = ["--user", "default", "-a", server.address().secret("test") or ""]
+            options = ["-p", str(server.port), *login, *protocol, "-P", str(pipeline), "-t", tests]
+            subprocess.run(
+                ["redis-benchmark", *options, "-c", "20", "-n", "1000", "-q"],
+                check=True,
+                timeout=60,
+                capture_output=True,
+            )
+
+        recorded = Recorded(redis82, talk, TcpDump)
+        watcher, events = recorded.watch(recorded.packets)
+        assert recorded.differing(events) == []
+        assert len(events) > 14_000
+        assert watcher.coverage.parsed_share == 1
+        assert watcher.coverage.lost_bytes == watcher.coverage.gaps == 0
+        assert watcher.coverage.requests_without_reply == 0
+        assert watcher.coverage.replies_without_request == 0
 
 
 def test_repeated_and_reordered_packets_change_nothing(recorded: Recorded) -> None:

@@ -1,20 +1,27 @@
 """Packets for tests: frames and capture files made by hand, and a recorder of real traffic.
 
 `Recorder` does what tcpdump does, on loopback, with a packet socket of its own: the machines that
-run the tests have no tcpdump. It needs root.
+run the tests have no tcpdump. It needs root. With FULL=1 `TcpDump` records, too.
 """
 
 from __future__ import annotations
 
 import ctypes
+import os
+import re
+import signal
 import socket
 import struct
+import subprocess
+import tempfile
 import threading
+import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, Self
 
+from exodus.observe.capture_files import CaptureReader
 from exodus.observe.segments import ACK, FIN, RST, SYN
 
 PSH = 8
@@ -262,3 +269,38 @@ class Recorder:
         """Write the packets as tcpdump does."""
         path.write_bytes(pcap(self.packets, nanoseconds=True))
         return path
+
+
+class TcpDump:
+    """Records the same by tcpdump (Debian's package)."""
+
+    def __init__(self, port: int) -> None:
+        self.packets: list[tuple[float, bytes]] = []
+        self.dropped = -1  # by the kernel, as tcpdump says at its end
+        self._command = [
+            *("tcpdump", "-i", "lo", "-w", "-", "-U", "-B", "65536"),
+            *("--time-stamp-precision=nano", "tcp", "port", str(port)),
+        ]
+
+    def __enter__(self) -> Self:
+        self._file = tempfile.TemporaryFile()
+        self._process = subprocess.Popen(self._command, stdout=self._file, stderr=subprocess.PIPE)
+        assert self._process.stderr is not None
+        assert b"listening on lo" in self._process.stderr.readline()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        size = -1
+        while size != (size := os.fstat(self._file.fileno()).st_size):
+            time.sleep(2.5)  # the kernel hands its blocks over each second
+        self._process.send_signal(signal.SIGINT)
+        _, said = self._process.communicate(timeout=10)
+        found = re.search(rb"(\d+) packets dropped by kernel", said)
+        assert found is not None, said.decode()
+        self.dropped = int(found[1])
+        self._file.seek(0)
+        reader = CaptureReader()
+        self.packets = [(packet.at, packet.data) for packet in reader.feed(self._file.read())]
+        self._file.close()
