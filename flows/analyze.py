@@ -37,6 +37,7 @@ from tasks.probe import check_sides, describe_sides
 from tasks.profile import learn_workload
 from tasks.shapes import judge_scripts, judge_shapes, prove_shapes, try_scripts
 from tasks.sizing import judge_size, measure_size
+from tasks.weighing import weigh_workload
 
 PHASE = Phase.ANALYZE
 
@@ -128,6 +129,7 @@ def _try_on_target(
     shapes = prove_shapes(migration, workload["commands"])
     scripts = try_scripts(migration)
     size = measure_size(migration, workload)
+    weighed = weigh_workload(migration)
     capacity = measure_capacity(migration)
     foreseen = foresee_strategies(migration)
     predicted = keep_predictions(migration, size, workload)
@@ -135,12 +137,14 @@ def _try_on_target(
         *judge_shapes(shapes),
         *judge_scripts(scripts),
         *judge_size(size),
+        *weighed["checks"],
         *capacity["checks"],
     ]
     return _Tried(
         advice=recommend(plan, facts, size, checks, predicted),
         lists={
             "shards": size["shards"],
+            "workload-model": weighed["rows"],
             "capacity": capacity["steps"],
             "predictions": predicted,
             "dry-run": foreseen,

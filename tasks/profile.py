@@ -62,7 +62,7 @@ async def learn_workload(it: Opened, seconds: float | None) -> Json:
     commands = difference(before, after)
     hot = _hot(before, after, watched)
     shown = hashed_words if it.plan.hash_names else str
-    kept = await _windows(it)
+    kept = await kept_windows(it)
     latencies = prefix_latencies(kept)
     day = {row["command"]: row["latency_us_p99"] for row in windows_merged(kept)}
     requests = sum(row["calls"] for row in commands)
@@ -92,7 +92,7 @@ async def learn_workload(it: Opened, seconds: float | None) -> Json:
     return report
 
 
-async def _windows(it: Opened) -> list[Json]:
+async def kept_windows(it: Opened) -> list[Json]:
     """Return the windows of all gateways over the last day."""
     since = await it.store.now_ms() - int(TASKS_PROFILE_WINDOWS_S * 1000)
     return await windows.read(it.store, since)

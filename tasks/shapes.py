@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from exodus.acceptance.observed import observed_workload
 from exodus.control import registry
 from exodus.cutover.script_loading import load_scripts, unseen
 from exodus.plan.bounds import TASKS_COMPATIBILITY_NAMED, TASKS_PROOFS_PLAYED_MIN
@@ -12,7 +13,7 @@ from exodus.topology.endpoint import Endpoint
 from tasks.checks import Level, check
 from tasks.context import Json, Opened, opens_migration
 from tasks.kept import kept_task
-from tasks.trials import observed, trying
+from tasks.trials import trying
 
 
 @kept_task("Prove each observed kind of request")
@@ -22,7 +23,7 @@ async def prove_shapes(it: Opened, commands: list[Json]) -> list[Json]:
 
     It runs on each node of the target, and with `prove_on_source` also on the source.
     """
-    shapes = shapes_of(await observed(it), commands)
+    shapes = shapes_of(await observed_workload(it.store), commands)
     source = Endpoint(Side.SOURCE, trying(it, Side.SOURCE)) if it.plan.prove_on_source else None
     rules = Rules(it.plan.compare_rules)
     nodes = await Endpoint(Side.TARGET, trying(it, Side.TARGET)).each_node()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from exodus.acceptance.observed import observed_workload
 from exodus.errors import ExodusError
 from exodus.net.clusters import NoMaster
 from exodus.observe.ramp import ramp
@@ -11,13 +12,6 @@ from exodus.plan.vocabulary import Side, UserRole
 from exodus.topology.endpoint import Endpoint
 from tasks.context import Json, Opened, opens_migration
 from tasks.kept import kept_task
-from tasks.watching import WORKLOAD
-
-
-async def observed(it: Opened) -> Workload | None:
-    """Return the workload model of the last Pre-test, or None."""
-    kept = await it.store.report(WORKLOAD)
-    return Workload.model_validate(kept) if kept is not None else None
 
 
 def trying(it: Opened, side: Side) -> Place:
@@ -47,7 +41,7 @@ async def _tried(place: Place, workload: Workload | None) -> Json:
 @opens_migration
 async def try_mix(it: Opened) -> Json:
     """Play the workload model on scratch keys of the target, in steps."""
-    return await _tried(trying(it, Side.TARGET), await observed(it))
+    return await _tried(trying(it, Side.TARGET), await observed_workload(it.store))
 
 
 @kept_task("Rank candidates for the target")
@@ -60,7 +54,7 @@ async def rank_candidates(it: Opened, target: Json) -> list[Json]:
     """
     if not it.plan.candidates:
         return []
-    workload = await observed(it)
+    workload = await observed_workload(it.store)
     tried = {it.plan.target.url: target}
     for address in it.plan.candidates:
         tried[address.url] = await _tried(address, workload)

@@ -10,6 +10,7 @@ from typing import Any
 
 from prefect.artifacts import Artifact
 
+from exodus.acceptance.observed import WEIGHED, WORKLOAD
 from exodus.errors import OperatorError
 from exodus.gateway.tables import load_table
 from exodus.observe.capture import is_capture
@@ -29,7 +30,7 @@ from tasks.context import Json, Opened, opened, opens_migration, run
 from tasks.evidence import artifact_key
 from tasks.kept import kept_task
 
-PROFILE, WORKLOAD = "profile.pre-test", "workload.pre-test"
+PROFILE = "profile.pre-test"
 
 
 @kept_task("Watch a copy of the traffic")
@@ -44,6 +45,7 @@ async def watch_copy(it: Opened, seconds: float | None) -> Json:
     watched = await _watched(it, seconds or it.plan.observe_seconds)
     report = watched.report()
     coverage = watched.coverage
+    await it.store.drop_report(WEIGHED)  # of the model before this one
     if not watched.profile.on_keys:
         await it.store.drop_report(WORKLOAD)  # the evidence says that nobody worked
     else:

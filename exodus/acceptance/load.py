@@ -284,9 +284,9 @@ def _not_played(what: str, stopped: str) -> Checked:
 
 def _judged(workload: Workload, step: LoadStep) -> Checked:
     what = f"load: {step.speed:g} times the observed rate"
-    row = step.row()
+    row, observed = step.row(), workload.requests / workload.seconds
     detail = (
-        f"{row['requests_per_s']:,} requests/s (observed {workload.rates.mean:,.0f}), p50 "
+        f"{row['requests_per_s']:,} requests/s (observed {observed:,.0f}), p50 "
         f"{row['latency_us_p50'] / 1000:.1f} ms, p99 {row['latency_us_p99'] / 1000:.1f} ms"
     )
     wrong = []

@@ -9,6 +9,7 @@ from exodus.plan.plan import Plan
 from exodus.plan.vocabulary import UserRole
 
 WORKLOAD, LEARNT = "workload.pre-test", "profile.analyze"
+WEIGHED = "workload.analyze"  # the same model with the gateways' rates
 
 
 def tried_as(plan: Plan) -> Place:
@@ -21,8 +22,10 @@ def tried_as(plan: Plan) -> Place:
 
 
 async def observed_workload(store: ControlStore) -> Workload | None:
-    """Return the workload model of the last Pre-test, or None."""
-    kept = await store.report(WORKLOAD)
+    """Return the workload model of the last Pre-test, as Analyze weighed it since. None: no
+    model.
+    """
+    kept = await store.report(WEIGHED) or await store.report(WORKLOAD)
     return Workload.model_validate(kept) if kept is not None else None
 
 

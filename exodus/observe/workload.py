@@ -134,8 +134,8 @@ class Workload(_WorkloadModel):
     version: Literal[1] = 1
     taken_at: AwareDatetime = Field(description="when the model was made")
     source: str = Field(description="how the traffic was watched: packets or monitor")
-    seconds: float = Field(ge=WORKLOAD_SECONDS_MIN, description="that were watched")
-    requests: int = Field(gt=0, description="that were seen")
+    seconds: float = Field(ge=WORKLOAD_SECONDS_MIN, description="in which all counts would come")
+    requests: int = Field(gt=0, description="of that time")
     rates: Rates
     operations: list[Operation] = Field(max_length=WORKLOAD_OPERATIONS_MAX)
     operations_left_out: int = Field(ge=0, description="requests of rarer operations")

@@ -722,6 +722,10 @@ TASKS_PROOFS_SEEN_MIN = 0.99  # of the server's own count, that the copy must sh
 TASKS_PROOFS_PARSED_MIN = 0.99  # of the watched bytes
 TASKS_PROOFS_PLAYED_MIN = 0.8  # of the observed requests
 
+# tasks/weighing.py
+TASKS_WEIGHING_LEFT_OUT_SHARE = 0.05  # of the gateways' requests, that the model may lack
+TASKS_WEIGHING_NAMED = 5  # commands in one line
+
 # exodus/shadow/shape_proofs.py
 SHAPE_PROOFS_MAX = 500  # kinds of requests that are tried
 

@@ -10,15 +10,18 @@ import inspect
 import pytest
 import redis.asyncio as redis
 
+from exodus.acceptance.observed import observed_workload
 from exodus.control import windows
 from exodus.gateway import reporting
 from exodus.gateway.tables import load_table
+from exodus.observe import weighing as observe_weighing
 from exodus.observe.monitor import capture
+from exodus.observe.workload import Workload, workload_of
 from exodus.plan.vocabulary import Side
 from exodus.stack.home import free_port
 from exodus.telemetry import windows as telemetry_windows
 from exodus.topology.endpoint import Endpoint
-from tasks import clients, probe, profile
+from tasks import clients, probe, profile, weighing
 from tasks.context import Opened
 from tests.support.local_migration import LocalMigration
 from tests.support.wait import until
@@ -199,6 +202,59 @@ async def test_windows_of_the_gateways_are_kept_for_analyze(
     await until(found, within_s=30, otherwise="the large hot key was not found")
     again = await learn(it, 0.5)
     assert "requests a second" in {row["what"] for row in again["changes"]}
+
+
+async def test_the_workload_model_has_the_gateways_rates(
+    local: LocalMigration, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The copy is watched while an application mostly reads. Later it writes, and pushes to a list
+    that the copy never showed.
+    """
+    for module in (telemetry_windows, observe_weighing):
+        monkeypatch.setattr(module, "TELEMETRY_WINDOW_S", 1.0)
+    await local.gateway()
+    app = local.app()
+    table = (await load_table(local.plan)).commands
+    watching = asyncio.create_task(capture(local.plan.source, table, seconds=1.5))
+    while not watching.done():
+        for number in range(9):
+            await app.get(f"order:{number}")
+        await app.set("order:1", "x" * 100)
+    model = workload_of((await watching).profile, source="monitor")
+    await local.store.save_report("workload.pre-test", model.model_dump(mode="json"))
+    it = Opened(local.plan, local.store, local.plan)
+    weigh = inspect.unwrap(weighing.weigh_workload.fn)
+
+    async def row(*, writes: int) -> dict[str, object]:
+        """Write so often, until the windows have it, and return the check."""
+        for number in range(writes):
+            await app.set(f"order:{number % 9}", "x")
+            await app.lpush("late", "x")
+
+        async def counted() -> bool:
+            found = await windows.read(local.store, 0)
+            calls = (window["commands"].get("LPUSH", {}).get("calls", 0) for window in found)
+            return sum(calls) >= writes
+
+        await until(counted, within_s=10, otherwise="the windows do not have the writes")
+        (found,) = (await weigh(it))["checks"]
+        return found
+
+    before = await row(writes=0)
+    assert (before["ok"], before["level"]) in {(True, "should"), (True, "info")}  # no window yet
+    after = await row(writes=2_000)
+    assert (after["ok"], after["level"]) == (False, "should")
+    assert "LPUSH 2,000" in str(after["detail"])
+    weighed = await observed_workload(local.store)
+    assert weighed is not None
+    assert "weighed by" in weighed.source
+
+    def writes_a_read(model: Workload) -> float:
+        calls = {each.command: each.calls for each in model.operations}
+        return calls["SET"] / calls["GET"]
+
+    assert writes_a_read(model) == pytest.approx(1 / 9, rel=0.1)
+    assert writes_a_read(weighed) > 0.2
 
 
 def test_what_changed_since_the_last_look_is_named() -> None:

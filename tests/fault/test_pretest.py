@@ -16,6 +16,7 @@ import orjson
 import pytest
 import redis.asyncio
 
+from exodus.acceptance.observed import observed_workload
 from exodus.errors import OperatorError
 from exodus.plan.address import Address, Credentials
 from exodus.plan.plan import Plan
@@ -85,7 +86,7 @@ async def test_monitor_shows_all_that_the_source_executed(local: LocalMigration)
     rows = {row["command"]: row for row in report["reconciled"]}
     assert rows["SET"]["seen"] == rows["SET"]["executed"] > 20
     assert rows["INCR"]["seen"] == rows["EVAL"]["seen"]
-    model = await trials.observed(opened(local))
+    model = await observed_workload(local.store)
     assert model is not None
     assert {"order:*", "cart:*"} <= {each.pattern for each in model.patterns}
     assert not any("exodus" in each.pattern for each in model.operations)
@@ -95,7 +96,7 @@ async def test_without_applications_the_copy_is_not_enough(local: LocalMigration
     report = await watched(opened(local), 0.5)
     (row,) = red(judge_copy(report)).values()
     assert (row["check"], row["level"]) == ("the copy has requests of applications", "must")
-    assert await trials.observed(opened(local)) is None
+    assert await observed_workload(local.store) is None
     (row,) = red(judge_mix(await inspect.unwrap(trials.try_mix.fn)(opened(local)))).values()
     assert row["detail"] == "no workload was observed"
 
