@@ -2,8 +2,9 @@
 
 A copy of the traffic is watched for seconds or minutes, in full detail. Gateways count for hours,
 by command. So shapes, keys, sizes, and skew are the copy's. How often each command comes, and the
-peaks, are the gateways'. The counts are those of their busiest hour: what is played by the model is
-what the target must be able to do.
+peaks, are the gateways'. The counts are those of their busiest hour, or of the copy where it was
+busier: gateways are idle until applications move to them. What is played by the model is what the
+target must be able to do.
 """
 
 from __future__ import annotations
@@ -62,7 +63,7 @@ def weigh(model: Workload, windows: Sequence[Mapping[str, Any]]) -> Weighed | st
             f"{WORKLOAD_REQUESTS_PER_S_MAX:,}"
         )
     mean, peak_hour = float(by_period.sum()) / seconds, _peak(by_period, 3_600)
-    busy = max(peak_hour / mean, 1.0)
+    busy = max(peak_hour / mean, sum(copied.values()) / model.seconds / sum(common.values()))
     # The counts stay about as large as they were: their time is another one
     stands_for_s = max(sum(copied.values()) / (sum(common.values()) * busy), WORKLOAD_SECONDS_MIN)
     times = {

@@ -75,6 +75,15 @@ def test_the_busiest_hour_is_what_is_played() -> None:
     assert _per_s(model, "GET") == pytest.approx(100, rel=0.05)
 
 
+def test_idle_gateways_make_no_target_large_enough() -> None:
+    """Applications move to the gateways at Analyze: before, these counted nothing for a while."""
+    idle = [_window(n) for n in range(10, 310, 10)]
+    model = _weighed(*idle, _window(310, GET=600, SET=300)).model
+    assert model.rates.mean < 5
+    assert model.requests / model.seconds == pytest.approx(100, rel=0.1)  # as in the copy
+    assert _per_s(model, "GET") == pytest.approx(67, rel=0.1)  # two of three, as at the gateways
+
+
 def test_windows_of_several_gateways_at_one_time_add_up() -> None:
     both = [_window(n, GET=500) for n in range(10, 110, 10)]
     again = [_window(n + 3, GET=500) for n in range(10, 110, 10)]
