@@ -62,7 +62,8 @@ def weigh(model: Workload, windows: Sequence[Mapping[str, Any]]) -> Weighed | st
             f"{sum(common.values()):,.0f} requests a second; a model has at most "
             f"{WORKLOAD_REQUESTS_PER_S_MAX:,}"
         )
-    mean, peak_hour = float(by_period.sum()) / seconds, _peak(by_period, 3_600)
+    mean = float(by_period.sum()) / seconds
+    peak_minute, peak_hour = (max(_peak(by_period, span_s), mean) for span_s in (60, 3_600))
     busy = max(peak_hour / mean, sum(copied.values()) / model.seconds / sum(common.values()))
     # The counts stay about as large as they were: their time is another one
     stands_for_s = max(sum(copied.values()) / (sum(common.values()) * busy), WORKLOAD_SECONDS_MIN)
@@ -86,8 +87,8 @@ def weigh(model: Workload, windows: Sequence[Mapping[str, Any]]) -> Weighed | st
                 "source": f"{model.source}, weighed by {seconds:,.0f} s of the gateways",
                 "rates": Rates(
                     mean=round(mean, 3),
-                    peak_second=round(max(model.rates.peak_second, _peak(by_period, 1)), 3),
-                    peak_minute=round(_peak(by_period, 60), 3),
+                    peak_second=round(max(model.rates.peak_second, peak_minute), 3),
+                    peak_minute=round(peak_minute, 3),
                     peak_hour=round(peak_hour, 3),
                 ),
             }

@@ -200,7 +200,7 @@ async def test_a_request_that_takes_too_long_is_waited_for_no_more(local: LocalM
         app = local.app()
         await app.get("k")
         await row_of(local, "GET", "compared")
-        target.execute_command("CLIENT", "PAUSE", 2_500, "ALL")
+        target.execute_command("CLIENT", "PAUSE", 8_000, "ALL")
         await app.strlen("k")
         await row_of(local, "STRLEN", "too_slow")
         await app.strlen("k")

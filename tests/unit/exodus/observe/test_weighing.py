@@ -105,8 +105,9 @@ def test_commands_that_the_copy_did_not_show_are_a_finding() -> None:
     assert found.left_out == {"LPUSH": 60, "XGROUP|CREATE": 40}  # HELLO is of connections
     assert found.left_out_share == pytest.approx(100 / 1_500)
     (row,) = judge_weighed(found)
-    assert (row["ok"], row["level"]) == (False, "should")
+    assert (row["ok"], row["level"]) == (False, "info")
     assert "LPUSH 60, XGROUP|CREATE 40" in row["detail"]
+    assert row["line"].endswith(row["detail"])  # the form tells it
     (row,) = judge_weighed(_weighed(_window(10, GET=9_900, LPUSH=60)))
     assert row["ok"]
 
