@@ -70,7 +70,14 @@ class Defect(NamedTuple):
 
 
 _NEW, _OLD = ServerKind.REDIS_82, ServerKind.REDIS_62
-_KEYS = ("EVAL", f"for n=1,{_BUSY_KEYS} do redis.call('SET','k'..n,string.rep('x',1000)) end", 0)
+
+
+def _keys(count: int) -> tuple[object, ...]:
+    script = f"for n=1,{count} do redis.call('SET','k'..n,string.rep('x',1000)) end"
+    return ("EVAL", script, 0)
+
+
+_KEYS = _keys(_BUSY_KEYS)
 CATALOGUE = [
     Defect("user missing", BESIDE, SHOULD, "user shop", source=(_USER,)),
     Defect(
@@ -187,8 +194,9 @@ CATALOGUE = [
         "the target has room for the copy and a reserve",
         SHOULD,
         "maxmemory of the target",
-        source=(_KEYS,),
-        target=(("CONFIG", "SET", "maxmemory", "6000000"),),
+        # 22 MB of data, and some of buffers: room for the source as it is, and no reserve
+        source=(_keys(20_000),),
+        target=(("CONFIG", "SET", "maxmemory", "26000000"),),
     ),
     Defect(
         "target evicts",
