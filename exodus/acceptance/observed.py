@@ -31,11 +31,8 @@ async def observed_workload(store: ControlStore) -> Workload | None:
 
 async def observed_commands(store: ControlStore) -> dict[str, int]:
     """Return each observed command (`XGROUP|CREATE` with its subcommand) with its calls."""
-    found: dict[str, int] = {}
     workload = await observed_workload(store)
-    for each in workload.operations if workload is not None else []:
-        name = f"{each.command}|{each.subcommand}" if each.subcommand else each.command
-        found[name.upper()] = found.get(name.upper(), 0) + each.calls
+    found = workload.calls() if workload is not None else {}
     for row in (await store.report(LEARNT) or {}).get("commands", []):
         name = str(row["command"]).upper()
         found[name] = max(found.get(name, 0), int(row["calls"]))

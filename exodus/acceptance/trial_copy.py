@@ -304,10 +304,10 @@ async def verify_trial(plan: Plan, store: ControlStore, trial: TrialCopy) -> lis
     """Compare every copied key in full, and the memory with the estimate."""
     async with _opened(plan, store, trial, writes=not trial.full) as engine:
         wrong, moving = await _differences(engine, trial)
-        others = [] if trial.prefix else await _others(engine, trial)
+        alone = await _alone(engine, trial)
     return [
         *_judged(trial, wrong, moving),
-        *_alone(trial, others),
+        *alone,
         _memory(
             trial,
             engine.authority_facts.used_memory,
@@ -344,25 +344,22 @@ async def _differences(engine: Engine, trial: TrialCopy) -> tuple[dict[Key, Dive
     return wrong, left
 
 
-async def _others(engine: Engine, trial: TrialCopy) -> list[bytes]:
-    """Return keys of the copy's database that are not the copy's, as many as are named and one."""
-    ours = {engine.scope.target_key(db, key)[1] for db, key in trial.keys}
-    found: list[bytes] = []
-    async with await engine.follower.connect(db=trial.database, name="exodus-trial") as leg:
-        cursor = 0
-        while len(found) <= ACCEPTANCE_NAMED:
-            cursor, keys = await scan_once(leg, cursor, TRIAL_BATCH_KEYS)
-            found += [key for key in keys if key not in ours and not is_own(key)]
-            if not cursor:
-                break
-    return list(dict.fromkeys(found))
-
-
-def _alone(trial: TrialCopy, others: Sequence[bytes]) -> list[Checked]:
-    """Judge a database that had no key. Under a prefix, on a cluster, nobody looks for others."""
+async def _alone(engine: Engine, trial: TrialCopy) -> list[Checked]:
+    """Look for keys in the copy's database that are not of the copy. Under a prefix, on a cluster,
+    other keys are expected.
+    """
     if trial.prefix:
         return []
-    named = ", ".join(_text(key) for key in others[:ACCEPTANCE_NAMED])
+    ours = {engine.scope.target_key(db, key)[1] for db, key in trial.keys}
+    others: dict[bytes, None] = {}  # SCAN may name a key twice
+    async with await engine.follower.connect(db=trial.database, name="exodus-trial") as leg:
+        cursor = 0
+        while len(others) <= ACCEPTANCE_NAMED:
+            cursor, keys = await scan_once(leg, cursor, TRIAL_BATCH_KEYS)
+            others |= dict.fromkeys(key for key in keys if key not in ours and not is_own(key))
+            if not cursor:
+                break
+    named = ", ".join(_text(key) for key in [*others][:ACCEPTANCE_NAMED])
     more = " and more" if len(others) > ACCEPTANCE_NAMED else ""
     return [
         Checked(

@@ -232,7 +232,7 @@ class Spot:
 
 
 def silent(follower: Side) -> str:
-    """Return what is said of a follower's node that does not answer."""
+    """Return the message about a follower's node that did not answer."""
     return f"the {follower} did not answer for {LAG_PROBE_GIVEN_UP_S:g} s"
 
 

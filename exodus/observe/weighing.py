@@ -1,10 +1,10 @@
 """Weigh a workload model by what the gateways counted.
 
 A copy of the traffic is watched for seconds or minutes, in full detail. Gateways count for hours,
-by command. So shapes, keys, sizes, and skew are the copy's. How often each command comes, and the
-peaks, are the gateways'. The counts are those of their busiest hour, or of the copy where it was
-busier: gateways are idle until applications move to them. What is played by the model is what the
-target must be able to do.
+by command. The model takes its shapes, keys, sizes, and skew from the copy. It takes the peaks and
+the frequency of each command from the gateways, at the rate of their busiest hour. If the copy was
+busier, its rate counts: gateways are idle until applications move to them. The target must be able
+to do what the model plays.
 """
 
 from __future__ import annotations
@@ -53,20 +53,21 @@ def weigh(model: Workload, windows: Sequence[Mapping[str, Any]]) -> Weighed | st
     by_period = counted.groupby("period")["calls"].sum()
     by_command = counted.groupby("command")["calls"].sum()
     per_s = {str(name): int(calls) / seconds for name, calls in by_command.items()}
-    copied = _copied(model)
+    copied = {name: calls for name, calls in model.calls().items() if calls}
     common = {name: rate for name, rate in per_s.items() if copied.get(name)}
     if not common:
         return "the gateways counted no command that the copy of the traffic has"
-    if sum(common.values()) > WORKLOAD_REQUESTS_PER_S_MAX:
-        return (
-            f"{sum(common.values()):,.0f} requests a second; a model has at most "
-            f"{WORKLOAD_REQUESTS_PER_S_MAX:,}"
-        )
     mean = float(by_period.sum()) / seconds
     peak_minute, peak_hour = (max(_peak(by_period, span_s), mean) for span_s in (60, 3_600))
     busy = max(peak_hour / mean, sum(copied.values()) / model.seconds / sum(common.values()))
+    per_s_busy = sum(common.values()) * busy
+    if per_s_busy > WORKLOAD_REQUESTS_PER_S_MAX:
+        return (
+            f"{per_s_busy:,.0f} requests a second; a model has at most "
+            f"{WORKLOAD_REQUESTS_PER_S_MAX:,}"
+        )
     # The counts stay about as large as they were: their time is another one
-    stands_for_s = max(sum(copied.values()) / (sum(common.values()) * busy), WORKLOAD_SECONDS_MIN)
+    stands_for_s = max(sum(copied.values()) / per_s_busy, WORKLOAD_SECONDS_MIN)
     times = {
         name: common.get(name, min(calls / model.seconds, 1 / seconds))
         * busy
@@ -109,7 +110,7 @@ def weigh(model: Workload, windows: Sequence[Mapping[str, Any]]) -> Weighed | st
 
 
 def _frame_of(windows: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
-    """Return a row a command and period: those of several gateways at one time add up."""
+    """Return the requests of each window and command, with the window's period of time."""
     import pandas as pd  # here: see `workload.frame_of`
 
     rows = [
@@ -142,21 +143,9 @@ def _peak(by_period: pd.Series, seconds: float) -> float:
     return float(every.rolling(periods).sum().max()) / (periods * TELEMETRY_WINDOW_S)
 
 
-def _copied(model: Workload) -> dict[str, int]:
-    found: dict[str, int] = {}
-    for each in model.operations:
-        found[_name(each)] = found.get(_name(each), 0) + each.calls
-    return {name: calls for name, calls in found.items() if calls}
-
-
-def _name(operation: Operation) -> str:
-    name = operation.command
-    return f"{name}|{operation.subcommand}".upper() if operation.subcommand else name.upper()
-
-
 def _times(model: Workload, times: Mapping[str, float], seconds: float) -> Workload:
     """Return the model with each command that many times as often, over `seconds`."""
-    operations = [_operation(each, times.get(_name(each), 0.0)) for each in model.operations]
+    operations = [_operation(each, times.get(each.name, 0.0)) for each in model.operations]
     calls, before = (sum(each.calls for each in found) for found in (operations, model.operations))
     batches = next((times[name] for name in ("EXEC", "MULTI") if name in times), calls / before)
     return model.model_copy(

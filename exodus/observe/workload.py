@@ -93,6 +93,11 @@ class Operation(_WorkloadModel):
     latency_us: Spread = Field(description="times to the answer; none of blocking ones")
     expiry_ms: Spread = Field(description="times to live that they gave")
 
+    @property
+    def name(self) -> str:
+        """The command as counters name it: `XGROUP|CREATE` with its subcommand."""
+        return "|".join(filter(None, (self.command, self.subcommand))).upper()
+
     @model_validator(mode="after")
     def _possible(self) -> Self:
         if max(self.in_transactions, self.answered) > self.calls:
@@ -160,6 +165,13 @@ class Workload(_WorkloadModel):
                 f"{per_s:,.0f} requests a second; at most {WORKLOAD_REQUESTS_PER_S_MAX:,}"
             )
         return self
+
+    def calls(self) -> dict[str, int]:
+        """Return the requests of each command, by its name."""
+        found: dict[str, int] = {}
+        for each in self.operations:
+            found[each.name] = found.get(each.name, 0) + each.calls
+        return found
 
     def save(self, file: Path) -> None:
         """Write it, with mode 0600.

@@ -20,10 +20,9 @@ from exodus.plan.vocabulary import Side
 from tasks import acceptance
 from tasks.context import Opened
 from tests.support.local_migration import LocalMigration
-from tests.support.planted_defects import CATALOGUE, key_of, words_of
+from tests.support.planted_defects import CATALOGUE, FAR, key_of, words_of
 
 pytestmark = pytest.mark.fault
-_FAR = 2_000_000_000_000
 
 
 def _red(rows: Sequence[Checked]) -> dict[str, str]:
@@ -43,7 +42,7 @@ def _fill(local: LocalMigration) -> None:
         pipe.rpush("list", "a", "b", "c")
         pipe.zadd("scores", {"m": 0.123456789012345})
         pipe.set("expires", "v")
-        pipe.pexpireat("expires", _FAR)
+        pipe.pexpireat("expires", FAR)
         pipe.xadd("stream", {"f": "v"}, id="1-1")
         pipe.execute()
         source.execute_command("XGROUP", "CREATE", "stream", "g", "0")

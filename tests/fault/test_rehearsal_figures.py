@@ -27,8 +27,8 @@ _SHARE, _NOISE_MS = (0.99, 15.0) if FULL else (0.5, 30.0)
 
 @pytest.fixture
 def frozen() -> Iterator[None]:
-    """Let collections skip what is there, as the product's processes do (`gc_tuning.settle`): one
-    of all objects of a test run takes 65 ms.
+    """Freeze all objects, as the product's processes do (`gc_tuning.settle`). A full collection of
+    a test run's objects takes 65 ms.
     """
     gc.collect()
     gc.freeze()

@@ -294,7 +294,9 @@ class TcpDump:
     ) -> None:
         size = -1
         while size != (size := os.fstat(self._file.fileno()).st_size):
-            time.sleep(2.5)  # the kernel hands its blocks over each second
+            # tcpdump does not tell when it has written all. The kernel hands packets over at least
+            # once a second, so after 2.5 s without a new one all are in the file.
+            time.sleep(2.5)
         self._process.send_signal(signal.SIGINT)
         _, said = self._process.communicate(timeout=10)
         found = re.search(rb"(\d+) packets dropped by kernel", said)

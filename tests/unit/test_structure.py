@@ -183,7 +183,7 @@ def test_bounds_stand_in_the_bounds_module() -> None:
             continue
         for node in ast.parse(path.read_text()).body:
             for name, value in _assigned(node):
-                if _LIMIT.search(name) and _is_number(value):
+                if _is_bound(name, value):
                     found[name] = f"{path.relative_to(ROOT)}:{node.lineno}: {name}"
     assert [place for name, place in found.items() if name not in _NOT_BOUNDS] == []
     assert _NOT_BOUNDS.keys() <= found.keys()
@@ -204,7 +204,7 @@ def test_bounds_stand_in_the_bounds_module() -> None:
 def test_a_bound_elsewhere_is_seen(line: str, expected: bool) -> None:
     (node,) = ast.parse(line).body
     ((name, value),) = _assigned(node)
-    assert bool(_LIMIT.search(name) and _is_number(value)) is expected
+    assert _is_bound(name, value) is expected
 
 
 def _assigned(node: ast.stmt) -> list[tuple[str, ast.expr]]:
@@ -216,10 +216,10 @@ def _assigned(node: ast.stmt) -> list[tuple[str, ast.expr]]:
     return []
 
 
-def _is_number(value: ast.expr) -> bool:
-    """Return whether it is a number, or several, or arithmetic of numbers alone."""
+def _is_bound(name: str, value: ast.expr) -> bool:
+    """Return whether a limit's name has a number, several, or arithmetic of numbers alone."""
     leaves = [each for each in ast.walk(value) if isinstance(each, ast.Constant | ast.Name)]
-    return bool(leaves) and all(
+    return bool(_LIMIT.search(name) and leaves) and all(
         isinstance(leaf, ast.Constant) and type(leaf.value) in (int, float) for leaf in leaves
     )
 

@@ -119,6 +119,8 @@ def test_commands_that_the_copy_did_not_show_are_a_finding() -> None:
         ([_window(10)], "no window"),
         ([_window(10, LPUSH=5)], "no command that the copy"),
         ([_window(10, GET=10**9)], "a model has at most"),
+        # Its busiest hour alone is too much, and its mean is not
+        ([_window(10, GET=4 * 10**10), _window(14_410, 14_400, GET=1)], "a model has at most"),
     ],
 )
 def test_why_a_model_is_not_weighed(windows: list[dict[str, Any]], why: str) -> None:
