@@ -172,6 +172,7 @@ def render_evidence(name: str, phase: str, evidence: Mapping[str, object]) -> st
             if rows
         ),
         Section("Gates", _tables("", evidence.get("gates") or [])),
+        Section("Data docs", _tables("", evidence.get("data_docs") or {})),
     ]
     return _template().render(name=f"{name}: {phase}", sections=sections, rows_max=REPORT_ROWS_MAX)
 
