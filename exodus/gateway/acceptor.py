@@ -7,7 +7,6 @@ Two hundred clients that came again every half second so held up everybody else 
 from __future__ import annotations
 
 import asyncio
-import errno
 import logging
 import socket
 import ssl
@@ -16,8 +15,6 @@ from collections.abc import Callable
 from exodus.plan.bounds import ACCEPTS_A_PASS, ACCEPTS_AGAIN_S
 
 log = logging.getLogger(__name__)
-# The process, or the machine, has no room for one more connection now.
-_NO_ROOM = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 
 
 class Acceptor:
@@ -63,9 +60,7 @@ class Acceptor:
                 connection, _ = self._sock.accept()
             except (BlockingIOError, InterruptedError, ConnectionAbortedError):
                 return  # another process took it, or its client has gone
-            except OSError as exc:
-                if exc.errno not in _NO_ROOM:
-                    raise
+            except OSError as exc:  # no file descriptor, no memory, no network
                 log.error("no connection can be accepted for %d s: %s", ACCEPTS_AGAIN_S, exc)
                 self._loop.remove_reader(self._sock)
                 self._later = self._loop.call_later(ACCEPTS_AGAIN_S, self._listen)

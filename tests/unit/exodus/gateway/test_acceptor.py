@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
+import os
 import socket
 import ssl
 from collections.abc import Callable
@@ -102,15 +103,19 @@ def test_a_pass_begins_a_few(
         runner.run(work())
 
 
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENOMEM, errno.ENETDOWN])
 async def test_without_room_it_waits_and_then_goes_on(
-    echo: type[Echo], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    number: int,
+    echo: type[Echo],
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     class Full(socket.socket):
         full = True
 
         def accept(self) -> tuple[socket.socket, object]:
             if self.full:
-                raise OSError(errno.EMFILE, "Too many open files")
+                raise OSError(number, os.strerror(number))
             return super().accept()
 
     monkeypatch.setattr(acceptor, "ACCEPTS_AGAIN_S", 0.1)
