@@ -340,6 +340,7 @@ _WRITES_PER_S = 5_000
 _BATCH = 50  # writes of one pipeline
 
 
+@pytest.mark.timeout(2_400 if FULL else 300)
 async def test_nothing_is_confirmed_under_five_thousand_writes_a_second(
     modern: LocalMigration,
 ) -> None:
