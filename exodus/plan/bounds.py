@@ -93,6 +93,7 @@ COMPARE_TRIES_MAX = 2  # Tries of writes during which a connection is lost.
 COMPARE_TOLD_MS = 5_000  # Every gateway tells of itself in this time, or nothing is confirmed.
 COMPARE_REPLAYS_PER_S_MAX = 200.0  # Tries of writes on the state that they found.
 SCRATCH_STRAYS_MAX = 1_000  # Keys that one call looks for in the database of scratch copies.
+SCRIPTS_LEFT_OUT_MAX = 1_000  # Scripts with undeclared keys that Compare remembers not to try.
 COMPARE_LAGS_KEPT = 500  # The last times from a write to its copy.
 COMPARE_KEYS_MAX = 100_000  # Sampled keys that Compare copies to the follower.
 COMPARISONS_KEPT = 100  # Runs of Compare whose figures are kept.
