@@ -611,6 +611,9 @@ MEMORY_MARGIN = 1.25  # of the target's memory over the source's: versions encod
 BUSINESS_ROWS_MAX = 200  # of a check, kept in the evidence
 BUSINESS_SHOWN = 3  # in its row
 BUSINESS_TIMEOUT_S = 10.0  # one request of a check
+BUSINESS_REDIRECTS_MAX = (
+    5  # Times that a client of a business check sends a request of a cluster again.
+)
 BUSINESS_ANSWER_BYTES_MAX = 4 * 1024 * 1024  # of the webhook
 
 # exodus/acceptance/disposable.py, failures.py

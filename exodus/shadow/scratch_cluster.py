@@ -19,6 +19,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 
+from exodus.commands.key_places import key_places
 from exodus.commands.table import CommandTable
 from exodus.engine import Engine
 from exodus.net.leg import Leg, Reply, ReplyError
@@ -268,13 +269,8 @@ class ClusterScratch(Scratch):
 
 def renamed(table: CommandTable, args: list[bytes], names: Mapping[bytes, bytes]) -> list[bytes]:
     """Return a request that names copies in place of the keys. `names` has both."""
-    # Equal words may be one object in Python, and a value that is equal to a key is none.
-    told: list[bytes] = [_Word(word) for word in args]
-    places = {id(word) for word in table.of(args).keys(told)}
-    return [
-        names.get(given, given) if id(word) in places else given
-        for word, given in zip(told, args, strict=True)
-    ]
+    places = key_places(table, args)
+    return [names.get(word, word) if at in places else word for at, word in enumerate(args)]
 
 
 def _made_up(before: NodeCounts, after: NodeCounts) -> bool:
@@ -285,10 +281,6 @@ def _made_up(before: NodeCounts, after: NodeCounts) -> bool:
 def _refuses_keys(reply: Reply) -> bool:
     """Return whether a server refused keys to the user, and not the command."""
     return error_code(reply) == "NOPERM" and "command" not in str(reply)
-
-
-class _Word(bytes):
-    """A word of a request that is an object of its own."""
 
 
 def _back(reply: Reply, keys: Mapping[bytes, bytes]) -> Reply:
