@@ -185,6 +185,10 @@ class ReadOnlyCluster(redis.RedisCluster):
 
     reads = Reads()
 
+    def __init__(self, **more: Any) -> None:
+        self._of_node: dict[str, ReadOnlyClient] = {}
+        super().__init__(**more)
+
     def execute_command(self, *args: Any, **kwargs: Any) -> Any:
         """Send a read.
 
@@ -214,7 +218,10 @@ class ReadOnlyCluster(redis.RedisCluster):
 
     def get_redis_connection(self, node: Any) -> ReadOnlyClient:
         """Return a client of one node, for reads."""
-        made = ReadOnlyClient(connection_pool=super().get_redis_connection(node).connection_pool)
+        pool = super().get_redis_connection(node).connection_pool
+        made = self._of_node.get(node.name)
+        if made is None or made.connection_pool is not pool:
+            made = self._of_node[node.name] = ReadOnlyClient(connection_pool=pool)
         made.reads = self.reads
         return made
 

@@ -32,14 +32,14 @@ from exodus.shadow.scratch import NoScratch
 from exodus.shadow.trials import LEAVES, LEAVES_CLUSTER
 
 PATTERNS = ("exodus:{scratch.*}:????????????????", "*:{scratch.*}:exodus:????????????????")
-NOT_TOLD = "a script that writes needs Redis 7.2 or later, or Valkey, where the target is a cluster"
+NOT_TOLD = "the target does not tell what it refuses to a script (ACL DRYRUN, INFO)"
 SLOT_MOVES = "the script's slot was on its way to another node"
 NO_NAME = "the braces in a key's name leave no name for a script's scratch copy"
 OTHER_KEYS = "compare_script_user may use other keys than scratch copies"
 NO_COPIES = "compare_script_user has no right to the names of scratch copies"
 _TAG = b"scratch"
 _COPY = re.compile(
-    rb"exodus:\{scratch\.[0-9]+\}:[0-9a-f]{16}|(?s:.*):\{scratch\.[0-9]+\}:exodus:[0-9a-f]{16}"
+    rb"exodus:\{scratch\.[^}]*\}:.{16}|.*:\{scratch\.[^}]*\}:exodus:.{16}", re.DOTALL
 )
 _NOBODYS = b"{exodus}:permit"  # a key that is no copy, and is never made
 

@@ -23,7 +23,12 @@ from exodus.commands.key_places import key_places
 from exodus.commands.table import CommandTable
 from exodus.engine import Engine
 from exodus.net.leg import Leg, Reply, ReplyError
-from exodus.plan.bounds import LARGE_KEY_BYTES, SCRATCH_STRAYS_MAX, SCRIPTS_LEFT_OUT_MAX
+from exodus.plan.bounds import (
+    LARGE_KEY_BYTES,
+    SCRATCH_STRAYS_MAX,
+    SCRIPT_DOUBTS_MAX,
+    SCRIPTS_DOUBTED_MAX,
+)
 from exodus.resp.encode import Arg
 from exodus.shadow.confinement import (
     NodeCounts,
@@ -74,8 +79,8 @@ class ClusterScratch(Scratch):
         user = plan.compare_script_user
         self._script_user = user.username if user is not None else ""
         self._round = 0  # of names; a request that took too long may still change those before
-        # Scripts that use undeclared keys, the oldest first: they are not tried again
-        self._left_out: dict[bytes, None] = {}
+        # Scripts that seemed to use undeclared keys, the oldest first, and how often
+        self._doubted: dict[bytes, int] = {}
 
     async def tried(
         self, db: int, keys: Sequence[bytes], requests: list[list[bytes]], *, script: bool
@@ -191,7 +196,9 @@ class ClusterScratch(Scratch):
         """
         if self._scripts is None:
             raise NoScratch(NO_SCRIPT_USER)
-        if any(each in self._left_out for each in self._scripts_in(requests)):
+        if any(
+            self._doubted.get(each, 0) >= SCRIPT_DOUBTS_MAX for each in self._scripts_in(requests)
+        ):
             raise NoScratch(UNDECLARED)
         copies = list(names.values())
         node = await self._ours.of(copies[0])
@@ -214,10 +221,7 @@ class ClusterScratch(Scratch):
         replies = await self._scripts.ask_all(0, requests, copies[0])
         after = await count(node, copies, after=True)
         if after.refused_keys > before.refused_keys or _made_up(before, after):
-            for each in self._scripts_in(requests):
-                if len(self._left_out) >= SCRIPTS_LEFT_OUT_MAX:
-                    del self._left_out[next(iter(self._left_out))]
-                self._left_out[each] = None
+            self._doubt(requests)
             if _made_up(before, after):
                 await self._remove_made_up(node, copies)
             raise NoScratch(UNDECLARED)
@@ -225,6 +229,15 @@ class ClusterScratch(Scratch):
         if after.refused_commands > before.refused_commands and not failed:
             raise NoScratch(LEAVES_COPIES)
         return replies, after.misses - before.misses
+
+    def _doubt(self, requests: Sequence[Sequence[bytes]]) -> None:
+        """Note that scripts used undeclared keys; or others did something on the node meanwhile, so
+        once is no proof.
+        """
+        for each in self._scripts_in(requests):
+            if each not in self._doubted and len(self._doubted) >= SCRIPTS_DOUBTED_MAX:
+                del self._doubted[next(iter(self._doubted))]
+            self._doubted[each] = self._doubted.get(each, 0) + 1
 
     def _scripts_in(self, requests: Sequence[Sequence[bytes]]) -> list[bytes]:
         """Return a digest of each script: of its text, its SHA-1, or its function's name."""
@@ -235,8 +248,8 @@ class ClusterScratch(Scratch):
         ]
 
     async def _remove_made_up(self, node: Leg, copies: Sequence[bytes]) -> None:
-        """Remove what a script wrote under names like those of copies. The node is scanned, so the
-        script is not tried again.
+        """Remove what a script wrote under names like those of copies. The node is scanned, so such
+        a script is tried `SCRIPT_DOUBTS_MAX` times at most.
         """
         cursor = b""
         while cursor != b"0":

@@ -5,7 +5,7 @@ nothing else.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from exodus.shadow.scratch import UNDECLARED
 from exodus.shadow.trials import LEAVES_COPIES, NO_SCRIPT_USER
 from exodus.shadow.verdicts import NO_SCRIPT, SEVERAL_SLOTS
 from exodus.shadow.write_replies import NAMES, OTHER_STATE
+from exodus.stack.servers import ServerKind
 from tests.support.clusters import ClusterBox
 from tests.support.comparing import beat_of, comparer_follows, counted, ledger, quiet, row_of
 from tests.support.comparing_clusters import App, Box, compared, make_comparers
@@ -31,11 +32,8 @@ from tests.support.wait import until
 
 pytestmark = pytest.mark.fault
 
-_RIGHTS = ("+@read", "+@write", "+@scripting", "+client|setname", "+multi", "+exec")
-_LEAVES = (
-    *("-select", "-swapdb", "-flushall", "-flushdb", "-move", "-copy", "-migrate"),
-    *("-keys", "-scan", "-randomkey", "-dbsize", "-cluster"),
-)
+_USERS = Path(__file__).resolve().parents[2] / "docs" / "operating" / "users.md"
+_RIGHTS = ("~*", "&*", "+@read", "+@write", "+@scripting", "+client|setname", "+multi", "+exec")
 _COPIES = tuple(f"~{pattern}" for pattern in confinement.PATTERNS)
 _COUNTS = "return redis.call('INCRBY', KEYS[1], ARGV[1])"
 _LIBRARY = (
@@ -57,14 +55,21 @@ _UNDECLARED = {
 }
 
 
-def _make_users(box: Box, folder: Path, copies: Sequence[str] = _COPIES) -> dict[str, object]:
+def _documented() -> list[str]:
+    """Return the rights of `compare_script_user`, as the docs print them."""
+    lines = _USERS.read_text().splitlines()
+    words = [line.split()[3:] for line in lines if line.startswith("ACL SETUSER shop-scripts ")]
+    return [word for line in words for word in line if word not in ("on", ">PASSWORD")]
+
+
+def _make_users(box: Box, folder: Path) -> dict[str, object]:
     """Make the application's user and that of scripts on each node; the plan's fields."""
     secret = folder / "secret-of-users"
     secret.write_text("app-secret")
     for node in box.nodes if isinstance(box, ClusterBox) else [box]:
         with node.client() as client:
-            for name, more in (("shop", ["~*"]), ("shop-scripts", [*copies, *_LEAVES])):
-                rule = ["reset", "on", ">app-secret", "&*", *_RIGHTS, *more]
+            for name, rights in (("shop", _RIGHTS), ("shop-scripts", _documented())):
+                rule = ["reset", "on", ">app-secret", *rights]
                 client.execute_command("ACL", "SETUSER", name, *rule)
     named = {
         field: Credentials(username=name, password_file=secret)
@@ -117,6 +122,14 @@ def _left(target: Box) -> list[bytes]:
     for node in nodes:
         with node.client() as client:
             found += client.scan_iter(match="*{scratch.*", count=1_000)
+    return found
+
+
+def _refused_keys(target: ClusterBox) -> int:
+    found = 0
+    for node in target.masters():
+        with node.client() as client:
+            found += client.info("stats")["acl_access_denied_key"]
     return found
 
 
@@ -248,6 +261,12 @@ async def test_a_script_reaches_no_key_but_its_copies(
         again = next(iter(_UNDECLARED))
         await app.run("EVAL", _UNDECLARED[again], 1, keys[again], "other")
         await _reason(local, "EVAL", UNDECLARED, len(_UNDECLARED) + 1)
+        await app.run("EVAL", _UNDECLARED[again], 1, keys[again], "other")
+        await _reason(local, "EVAL", UNDECLARED, len(_UNDECLARED) + 2)
+        refused = _refused_keys(pair.target)
+        await app.run("EVAL", _UNDECLARED[again], 1, keys[again], "other")
+        await _reason(local, "EVAL", UNDECLARED, len(_UNDECLARED) + 3)
+        assert _refused_keys(pair.target) == refused  # left out after three times
         await quiet(local)
         rows = [row for row in await ledger(local) if row["command"] == "EVAL"]
         assert rows == []
@@ -295,6 +314,22 @@ async def test_what_a_script_is_not_tried_for_is_counted(
         (row,) = await ledger(local)
         assert (row["key"], row["cause"]) == ("d", Cause.PERMISSION)
     assert _left(pair.target) == []
+
+
+async def test_a_target_that_does_not_tell_what_it_refuses_is_tried_no_script(
+    redis82: DatabaseServer, control_server: DatabaseServer, tmp_path: Path
+) -> None:
+    target = ClusterBox(ServerKind.REDIS_62, tmp_path / "target", masters=2)
+    try:
+        sides = redis82, target
+        async with _trying(sides, control_server, tmp_path) as (local, app):
+            await app.run("EVAL", _COUNTS, 1, "c", 4)
+            await _reason(local, "EVAL", confinement.NOT_TOLD, 1)
+            for node in target.masters():
+                with node.client() as client:
+                    assert "cmdstat_incrby" not in client.info("commandstats")
+    finally:
+        target.close()
 
 
 async def test_without_a_user_of_its_own_no_script_that_writes_is_tried(
