@@ -10,7 +10,9 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
+from redis.asyncio.cluster import RedisCluster as AsyncCluster
 
+from exodus.commands.key_slots import slot_of
 from exodus.plan.address import Credentials
 from exodus.plan.settings import RoleUser, Users
 from exodus.plan.vocabulary import Side
@@ -35,6 +37,11 @@ pytestmark = pytest.mark.fault
 _USERS = Path(__file__).resolve().parents[2] / "docs" / "operating" / "users.md"
 _RIGHTS = ("~*", "&*", "+@read", "+@write", "+@scripting", "+client|setname", "+multi", "+exec")
 _COPIES = tuple(f"~{pattern}" for pattern in confinement.PATTERNS)
+_MOVES = (
+    "redis.call('RPUSH', KEYS[1], ARGV[1]) "
+    "if redis.call('LLEN', KEYS[1]) < 3 then return redis.call('EXISTS', KEYS[2]) end "
+    "return redis.call('LMOVE', KEYS[1], KEYS[2], 'LEFT', 'RIGHT')"
+)
 _COUNTS = "return redis.call('INCRBY', KEYS[1], ARGV[1])"
 _LIBRARY = (
     "#!lua name=lib\nredis.register_function('counts', function(keys, args) "
@@ -338,6 +345,55 @@ async def test_without_a_user_of_its_own_no_script_that_writes_is_tried(
     async with _trying(pair, control_server, tmp_path, compare_script_user=None) as (local, app):
         await app.run("EVAL", _COUNTS, 1, "c", 4)
         await _reason(local, "EVAL", NO_SCRIPT_USER, 1)
+
+
+async def _calls(local: LocalMigration, number: int, sha: str, stop: asyncio.Event) -> int:
+    count = 0
+    async with AsyncCluster(host="127.0.0.1", port=local.port) as app:
+        while not stop.is_set():
+            key = f"{number}:{count % 40}"
+            await app.eval(_COUNTS, 1, f"e{key}", 1)
+            await app.evalsha(sha, 1, f"s{key}", 1)
+            await app.execute_command("FCALL", "counts", 1, f"f{key}", 1)
+            await app.eval(_MOVES, 2, f"{{m{key}}}a", f"{{m{key}}}b", count)
+            await app.incr(f"e{key}")
+            count += 1
+            await asyncio.sleep(0.05)
+    return count
+
+
+async def test_nothing_is_confirmed_without_a_defect_through_a_reshard_of_the_target(
+    pair: Pair, control_server: DatabaseServer, tmp_path: Path
+) -> None:
+    shas = set()
+    for box in pair:
+        _load(box)
+        for node in box.masters():
+            with node.client() as client:
+                shas.add(client.script_load(_COUNTS))
+    stop = asyncio.Event()
+    async with _trying(pair, control_server, tmp_path) as (local, _):
+        calling = [asyncio.create_task(_calls(local, number, *shas, stop)) for number in range(3)]
+        for count, key in enumerate(("e0:1", "f1:2", "s2:3", "m0:4", "e1:5", "f2:6"), 1):
+            await row_of(local, "EVAL", "by_reply", 4 * count)
+            owner, slot = pair.target.master_of(key), slot_of(key.encode())
+            other = next(node for node in pair.target.masters() if node is not owner)
+            await asyncio.to_thread(pair.target.reshard, range(slot, slot + 1), other)
+            await row_of(local, "EVAL", "by_reply", 4 * count + 2)
+            await asyncio.to_thread(pair.target.reshard, range(slot, slot + 1), owner)
+        await row_of(local, "EVAL", "by_reply", 40)
+        stop.set()
+        await asyncio.gather(*calling)
+        await quiet(local)
+        assert await ledger(local) == []
+        for command in ("EVAL", "EVALSHA", "FCALL"):
+            row = await counted(local, command)
+            assert row["equal"] > 20, row
+            assert row["by_reply"] > 10, row
+        facts = await beat_of(local)
+        others = {why for reasons in facts.by_error.values() for why in reasons}
+        assert not others & {NAMES, OTHER_STATE}, facts.by_error
+    assert _left(pair.target) == []
 
 
 async def test_a_script_that_does_not_end_is_ended_on_its_node(
