@@ -315,8 +315,8 @@ def _open_cluster(cluster: Cluster, login: dict[str, Any]) -> ReadOnlyCluster:
 def _named(server_name: str) -> type[redis.SSLConnection]:
     """Return a class of connections that know the server's name: redis-py drops it on the way."""
 
-    class Named(_NamedTls):
+    class OneServerTls(_NamedTls):
         def __init__(self, **more: Any) -> None:
             super().__init__(server_name=server_name, **more)
 
-    return Named
+    return OneServerTls
