@@ -15,16 +15,19 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from exodus.plan.bounds import GC_TUNING_BULK_OBJECTS
+from exodus.plan.bounds import GC_TUNING_BULK_OBJECTS, GC_TUNING_THRESHOLDS
 
 
 def settle() -> None:
-    """Freeze what exists now in a serving process, so that collections skip it and come less
-    often.
+    """Freeze what exists now in a serving process, so that collections skip it. Passes over more
+    than the youngest objects come seldom.
+
+    An ended session is a cycle of some 50 objects and its buffers. A pass over 20,000 young objects
+    freed 100 to 300 of them, and stopped the process for 6 to 15 ms.
     """
     gc.collect()
     gc.freeze()
-    gc.set_threshold(20_000, 20, 50)
+    gc.set_threshold(*GC_TUNING_THRESHOLDS)
     atexit.register(_end)
 
 

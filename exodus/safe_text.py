@@ -11,6 +11,7 @@ here:
 | several lines there                     | `lines`    |
 | artifacts and forms of Prefect          | `markdown` |
 | report.html, which escapes by itself    | `plain`    |
+| Great Expectations' pages, which do not | `markup`   |
 | `--json`, by whoever reads it           | `cleaned`  |
 
 `masked` takes secrets out; all others go through it. It knows two kinds: what stands where a URL
@@ -19,6 +20,7 @@ has its password, and every secret that this process has read (`remember`).
 
 from __future__ import annotations
 
+import html
 import logging
 import re
 from collections.abc import Mapping
@@ -41,8 +43,9 @@ _URL = re.compile(
 _RULE = re.compile(r"(?P<quote>['\"])(?P<kind>[><])[^'\"]+(?P=quote)")
 _MARKUP = re.compile(r"([\\`*\[\]<>|~&]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])|:(?=//)|(?<=www)\.)")
 _AT_START = re.compile(r"^(\s*)([#+=!-])")
-# The mark is escaped, since a backslash before a digit is shown as one
-_NUMBER = re.compile(r"^(\s*\d+)([.)])")
+# The mark is escaped, since a backslash before a digit is shown as one. It begins a list only
+# before white space.
+_NUMBER = re.compile(r"^(\s*\d+)([.)])(?=\s|$)")
 
 
 def remember(secret: str) -> str:
@@ -99,6 +102,11 @@ def lines(text: object) -> str:
 def markdown(text: object) -> str:
     """Return one line as Markdown that shows it as it is: no markup, no link, no HTML."""
     return _NUMBER.sub(r"\1\\\2", _AT_START.sub(r"\1\\\2", _MARKUP.sub(r"\\\1", plain(text))))
+
+
+def markup(text: object) -> str:
+    """Return one line as HTML that shows it as it is."""
+    return html.escape(plain(text))
 
 
 def cleaned(document: Any) -> Any:

@@ -104,8 +104,12 @@ def summary_lines(checks: Sequence[Json]) -> list[str]:
     if found:
         lines.append(f"{len(found)} FINDING(S): resolve them, or accept each by name:")
         lines += map(_text, found)
-    passed = sum(row["ok"] for row in checks)
-    lines.append(f"{passed} of {len(checks)} checks hold")
+    asked = [row for row in checks if row["level"] != Level.INFO]
+    told = [row["check"] for row in checks if row["level"] == Level.INFO and not row["ok"]]
+    lines.append(
+        f"{sum(row['ok'] for row in asked)} of {len(asked)} checks hold"
+        + (f"; not required, and not so: {', '.join(told)}" if told else "")
+    )
     return lines + [row["line"] for row in checks if row.get("line")]
 
 

@@ -28,13 +28,14 @@ from exodus.plan.window import Window
 from exodus.rehearsal.rehearse import rehearse
 from tasks.artifacts import create_markdown_artifact
 from tasks.context import Json, Opened, opened, opens_migration, run
-from tasks.evidence import artifact_key, prepare
+from tasks.data_docs import evidence_folder
+from tasks.evidence import artifact_key
+from tasks.gates import prepare
 from tasks.kept import kept_task
 from tasks.progress import shown
 from tasks.runs import why_rollback_is_open
 
 _CLOSED = -1
-_FOLDER = "EXODUS_EVIDENCE_DIR"
 # File with the Ed25519 private key that signs bundles. Without it bundles are unsigned.
 _KEY = "EXODUS_EVIDENCE_KEY"
 
@@ -214,8 +215,7 @@ def keep_evidence(migration: str, phase: str) -> Json:
 
     The bundle goes to the control store, which outlives this worker, and to a folder here.
     """
-    # Never the working directory: a worker runs each flow in a temporary one and removes it.
-    under = Path(os.environ.get(_FOLDER) or Path.home() / "exodus-evidence").absolute() / migration
+    under = evidence_folder() / migration
     signs = os.environ.get(_KEY)
 
     async def work() -> Json:

@@ -30,7 +30,7 @@ from tasks.context import (
     registered_plan,
     run,
 )
-from tasks.evidence import prepare
+from tasks.gates import prepare
 from tasks.kept import kept_task
 from tasks.registering import register_block
 from tasks.runs import cancel, is_open

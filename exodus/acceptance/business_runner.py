@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import json
-import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -20,6 +19,7 @@ from typing import Any
 import pandas as pd
 from pydantic import SecretStr
 
+from exodus.acceptance.expectations import new_context
 from exodus.acceptance.read_only import ReadOnlyClient, ReadOnlyCluster, open_read_only
 from exodus.plan.address import Address, Cluster
 
@@ -96,12 +96,7 @@ def _judge(module: ModuleType, frame: pd.DataFrame) -> tuple[pd.DataFrame, str]:
 
 
 def _expected(wanted: Sequence[Any], frame: pd.DataFrame) -> tuple[pd.DataFrame, str]:
-    os.environ["GX_ANALYTICS_ENABLED"] = "false"
-    import great_expectations as gx  # it takes seconds, and few checks need it
-
-    context = gx.get_context(mode="ephemeral")
-    context.variables.progress_bars = {"globally": False}
-    asset = context.data_sources.add_pandas("business").add_dataframe_asset("frame")
+    asset = new_context().data_sources.add_pandas("business").add_dataframe_asset("frame")
     batch = asset.add_batch_definition_whole_dataframe("all").get_batch({"dataframe": frame})
     bad: set[int] = set()
     why = [] if wanted else ["expectations() returned none: nothing was judged"]

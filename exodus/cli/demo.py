@@ -257,6 +257,8 @@ def _run_phases(demo: Demo, file: MigrationFile, api: PrefectApi, app: Started) 
                 )
             if waiting["phase"] == Phase.PRE_TEST:
                 _move_app(demo, file, app)
+            if waiting["phase"] == Phase.ROLLBACK and waiting["gate"] == NEXT:
+                demo.rolled_back = True  # what comes next is asked once the source has authority
             if demo.ask:
                 say(f"  answer here: {api.run_url(waiting['flow_run_id'])}")
                 _wait_answered(file, waiting)
@@ -307,12 +309,9 @@ async def _open_findings(file: MigrationFile, phase: str) -> set[str]:
 
 def _verdict(demo: Demo, waiting: Json) -> str:
     """Approve everything. On the rollback path reject the finalise once."""
-    if demo.path_taken is PathTaken.ROLLBACK and not demo.rolled_back:
-        if waiting["phase"] == Phase.COMMIT and waiting["gate"] == FINALISE:
-            return "reject"
-        if waiting["phase"] == Phase.ROLLBACK and waiting["gate"] == NEXT:
-            demo.rolled_back = True
-    return "approve"
+    finalise = waiting["phase"] == Phase.COMMIT and waiting["gate"] == FINALISE
+    rejects = demo.path_taken is PathTaken.ROLLBACK and not demo.rolled_back
+    return "reject" if finalise and rejects else "approve"
 
 
 def _wait_answered(file: MigrationFile, waiting: Json) -> None:

@@ -96,3 +96,6 @@ def _show(phase: str, found: dict[str, Any]) -> None:
         show_table(f"{phase}: {name}", columns, shown[:CLI_REPORT_ROWS_MAX])
         if len(rows) > CLI_REPORT_ROWS_MAX:
             show(f"… and {len(rows) - CLI_REPORT_ROWS_MAX} more (--json, or --html)")
+    docs = found.get("data_docs") or {}  # evidence of an older version has none
+    if docs:
+        show(f"data docs, on the worker's machine: {docs.get('index') or docs['why']}")

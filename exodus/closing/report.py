@@ -9,6 +9,7 @@ import base64
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from exodus.plan.bounds import REPORT_CELL_MAX, REPORT_ROWS_MAX
@@ -40,6 +41,7 @@ class Section:
     title: str
     tables: list[Table]
     plots: list[str] = field(default_factory=list)  # SVG, written by tasks/plots.py
+    page: str = ""  # path of a page on the worker's machine
 
 
 @cache
@@ -53,6 +55,7 @@ def _template() -> Template:
     pages = Environment(
         loader=PackageLoader("exodus.closing"), autoescape=True, undefined=StrictUndefined
     )
+    pages.filters["address"] = lambda path: Path(path).as_uri()
     pages.filters["shown"] = lambda value: "" if value is None else plain(value)
     return pages.get_template("report.html.j2")
 
@@ -159,6 +162,10 @@ def _open_reasons(rows: list[Json]) -> list[Json]:
     ]
 
 
+def _data_docs(docs: Json) -> Section:
+    return Section("Data docs", _tables("", docs), page=docs.get("index", ""))
+
+
 def render_evidence(name: str, phase: str, evidence: Mapping[str, object]) -> str:
     """Return the evidence of one phase as a page: the checks first, then plots and rows."""
     frames = cast("Json", evidence.get("frames") or {})
@@ -172,6 +179,7 @@ def render_evidence(name: str, phase: str, evidence: Mapping[str, object]) -> st
             if rows
         ),
         Section("Gates", _tables("", evidence.get("gates") or [])),
+        _data_docs(cast("Json", evidence.get("data_docs") or {})),
     ]
     return _template().render(name=f"{name}: {phase}", sections=sections, rows_max=REPORT_ROWS_MAX)
 

@@ -22,6 +22,7 @@ from exodus.control.route import Route
 from exodus.control.store import ControlStore
 from exodus.errors import ExodusError, OperatorError
 from exodus.gateway import reporting
+from exodus.gateway.acceptor import Acceptor
 from exodus.gateway.authority_probe import AuthorityProbe
 from exodus.gateway.canary_control import CanaryControl
 from exodus.gateway.canary_reads import CanaryRead
@@ -59,9 +60,7 @@ from exodus.plan.address import Address, Cluster
 from exodus.plan.bounds import (
     HUB_DRAIN_LOOK_S,
     HUB_FLUSH_S,
-    LISTENERS_BACKLOG_MAX,
     MOVE_SECONDS_MAX,
-    NEWCOMERS_A_PASS,
     STRANGERS_SHARE,
     STRANGERS_TURN_S,
 )
@@ -87,7 +86,6 @@ class Gateway:
         self.plan = plan
         self.options = options
         self.turns = Turns()
-        self.newcomers = Turns(a_pass=NEWCOMERS_A_PASS)
         self.strangers = Turns(STRANGERS_SHARE, turn_s=STRANGERS_TURN_S)
         self.telemetry = Telemetry(KeySketches())
         self.tasks = BackgroundTasks("gateway")
@@ -394,7 +392,7 @@ class Gateway:
             for each in sockets:
                 each.close()
             raise
-        listeners = [await self._listener(each) for each in sockets]
+        listeners = [self._acceptor(each) for each in sockets]
         status = StatusServer(options.status_host, options.status_port, self.metrics, self.health)
         log.info(
             "gateway %s listens on %s; /health and /metrics on port %d of %s",
@@ -432,16 +430,11 @@ class Gateway:
             if not options.listen_fds:
                 unlink(options.listen_host)
 
-    async def _listener(self, sock: socket.socket) -> asyncio.Server:
-        loop = asyncio.get_running_loop()
-        unix = sock.family is socket.AF_UNIX
-        serve = loop.create_unix_server if unix else loop.create_server
-        tls = self.tls_contexts.listener
+    def _acceptor(self, sock: socket.socket) -> Acceptor:
         number = 0
         if self.plan.listener_count > 1:
             number = int(sock.getsockname()[1]) - self.options.listen_port
-        accept = partial(self._accept, number)
-        return await serve(accept, sock=sock, ssl=tls, backlog=LISTENERS_BACKLOG_MAX)
+        return Acceptor(partial(self._accept, number), sock, self.tls_contexts.listener)
 
     def _accept(self, listener: int) -> asyncio.Protocol:
         self.connections_ever += 1

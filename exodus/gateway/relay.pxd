@@ -5,17 +5,17 @@ from exodus.gateway.orders cimport Orders
 from exodus.gateway.session.machine cimport Session
 
 cdef Py_ssize_t _TURN_BYTES, _TURN_BYTES_BUSY, _TURN_REQUESTS, _PIPELINE_MAX
+cdef Py_ssize_t _STRANGER_TURN_BYTES, _STRANGER_TURN_LINES
 
 cdef class Connection
 
 cdef class Turns:
     cdef object _waiting
     cdef bint _scheduled
-    cdef double _rests_s, _turn_s
-    cdef Py_ssize_t _a_pass
+    cdef double _rests, _turn_s
 
     cpdef add(self, Connection connection)
-    @cython.locals(connection=Connection, ends=double, left=Py_ssize_t)
+    @cython.locals(connection=Connection, began=double, ends=double, rest_s=double)
     cpdef _run(self)
     cpdef _rested(self)
 
@@ -47,6 +47,8 @@ cdef class Connection:
     cdef Py_ssize_t _rest_at, _free_bytes
 
     cpdef data_received(self, bytes data)
+    @cython.locals(end=Py_ssize_t, found=Py_ssize_t)
+    cdef Py_ssize_t _strangers_part(self, Py_ssize_t at)
     @cython.locals(session=Session)
     cdef _read(self, bytes data)
     cpdef let_in(self)

@@ -11,7 +11,6 @@ import asyncio
 import contextlib
 import logging
 import ssl
-import sys
 from collections import deque
 from time import monotonic
 from typing import Protocol, cast
@@ -32,6 +31,7 @@ from exodus.plan.bounds import (
     SHADOW_CLIENT_BYTES_MAX,
     STRANGER_FREE_BYTES,
     STRANGER_TURN_BYTES,
+    STRANGER_TURN_LINES,
     STRANGERS_WAITING_MAX,
     TURN_BYTES,
     TURN_BYTES_BUSY,
@@ -43,6 +43,7 @@ from exodus.plan.vocabulary import JournalMode, Side
 log = logging.getLogger(__name__)
 _TURN_BYTES, _TURN_BYTES_BUSY, _TURN_REQUESTS = TURN_BYTES, TURN_BYTES_BUSY, TURN_REQUESTS
 _PIPELINE_MAX = PIPELINE_MAX
+_STRANGER_TURN_BYTES, _STRANGER_TURN_LINES = STRANGER_TURN_BYTES, STRANGER_TURN_LINES
 
 
 class Hub(Protocol):
@@ -50,7 +51,6 @@ class Hub(Protocol):
 
     connections: set[Connection]
     turns: Turns
-    newcomers: Turns
     strangers: Turns
 
     def orders_for(self, name: bytes) -> Orders:
@@ -133,20 +133,16 @@ class Turns:
     can read.
 
     Args:
-        share: the part of the process's time that these connections may take. 1: each pass of the
-            event loop is one of theirs.
-        a_pass: the most connections of one pass, where a turn only begins what takes longer.
+        share: the part of the process's time that these connections may take: after a turn they
+            rest the longer, the longer it took. 1: each pass of the event loop is one of theirs.
         turn_s: what a pass gives them together.
     """
 
-    def __init__(
-        self, share: float = 1.0, a_pass: int = sys.maxsize, turn_s: float = TURNS_S
-    ) -> None:
-        self._a_pass = a_pass
+    def __init__(self, share: float = 1.0, turn_s: float = TURNS_S) -> None:
         self._turn_s = turn_s
         self._waiting: deque[Connection] = deque()
         self._scheduled = False
-        self._rests_s = turn_s / share - turn_s
+        self._rests = 1 / share - 1  # for so many times as long as the turn took
 
     def __len__(self) -> int:
         return len(self._waiting)
@@ -159,18 +155,19 @@ class Turns:
             asyncio.get_running_loop().call_soon(self._run)
 
     def _run(self) -> None:
-        ends, left = monotonic() + self._turn_s, self._a_pass
+        began = monotonic()
+        ends = began + self._turn_s
         waiting = self._waiting
         while waiting:
             connection = waiting.popleft()
             if connection.turns is self:
                 connection.take_turn()
-                left -= 1
-            if left <= 0 or monotonic() >= ends:
+            if monotonic() >= ends:
                 break
-        if self._rests_s:
+        if self._rests > 0:
             # Also when nobody waits: who comes next waits for the end of the rest.
-            asyncio.get_running_loop().call_later(self._rests_s, self._rested)
+            rest_s = max(self._turn_s, monotonic() - began) * self._rests
+            asyncio.get_running_loop().call_later(rest_s, self._rested)
         elif waiting:
             asyncio.get_running_loop().call_soon(self._run)
         else:
@@ -284,18 +281,17 @@ class Connection:
         self.full = False  # it has too many unanswered requests
         self._eof_waits = False  # the client's EOF is behind bytes that wait for their turn
         self._ended = False  # the client sends no more; the authority is to be told
-        self._early: list[bytes] = []  # uvloop reads once more after a pause in connection_made
+        # Before the leg: uvloop reads once, whatever connection_made says.
+        self._early: list[bytes] = []
 
     # ---- the client's transport
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.client = cast("asyncio.Transport", transport)
-        self.client.pause_reading()
         peer = transport.get_extra_info("peername")
         self.host = str(peer[0]) if isinstance(peer, tuple) else "a Unix socket"
         self.hub.connections.add(self)
-        self.turns = self.hub.newcomers
-        self.turns.add(self)
+        self._connecting = self._loop.create_task(self._connect())
 
     async def _connect(self) -> None:
         while True:
@@ -328,6 +324,7 @@ class Connection:
     def data_received(self, data: bytes) -> None:
         if self.leg is None:
             self._early.append(data)
+            self._pause_reading()  # until `_connect` has the leg
             return
         if (
             self._rest
@@ -373,12 +370,8 @@ class Connection:
             self.wait_for_turn()
 
     def take_turn(self) -> None:
-        """Read the next part of the bytes, or make the leg; `Turns` calls it."""
+        """Read the next part of the bytes; `Turns` calls it."""
         self.turns = None
-        if self._connecting is None:
-            if not self.client_gone:
-                self._connecting = self._loop.create_task(self._connect())
-            return
         if self.full or self.client_gone:
             return  # `answered` continues
         at, size = (
@@ -386,8 +379,7 @@ class Connection:
             _TURN_BYTES_BUSY if self.session.requests.turn > _TURN_REQUESTS else _TURN_BYTES,
         )
         if self.session.parts.is_stranger():
-            size = self._free_bytes if self._free_bytes > 0 else STRANGER_TURN_BYTES
-            self._free_bytes -= min(size, len(self._rest) - at)
+            size = self._strangers_part(at)
         self._rest_at = at + size
         self._read(self._rest[at : at + size])
         if self.client_gone:
@@ -400,6 +392,21 @@ class Connection:
         if self._eof_waits:
             self._eof_waits = False
             self.eof_received()
+
+    def _strangers_part(self, at: int) -> int:
+        """Return how many bytes from `at` a client without a login has read in this turn.
+
+        A login is short. Many small requests cost more than their bytes say.
+        """
+        end = at + (self._free_bytes if self._free_bytes > 0 else _STRANGER_TURN_BYTES)
+        found = at
+        for _ in range(_STRANGER_TURN_LINES):
+            found = self._rest.find(b"\n", found, end) + 1
+            if found <= 0:
+                self._free_bytes -= min(end, len(self._rest)) - at
+                return end - at
+        self._free_bytes = 0
+        return found - at
 
     def _read(self, data: bytes) -> None:
         session = self.session

@@ -32,8 +32,10 @@ STRANGER_FREE_BYTES = 1024  # A client may send these without a login before it 
 STRANGERS_SHARE = 0.05  # All clients without a login share this much of a gateway's time.
 STRANGERS_TURN_S = 0.0002  # of this share, between two rests
 STRANGER_TURN_BYTES = 1024  # Bytes of one such client, before the others have their turn.
+STRANGER_TURN_LINES = 24  # Line ends in them: HELLO with AUTH and SETNAME has 15, a request 1 to 3.
 STRANGERS_WAITING_MAX = 500  # Clients without a login that take turns. More are closed.
-NEWCOMERS_A_PASS = 2  # New connections that get their leg in one pass of the loop.
+ACCEPTS_A_PASS = 2  # New connections of a listener that begin in one pass of the loop.
+ACCEPTS_AGAIN_S = 1  # Without room for one more connection, no sooner is one accepted.
 TURNS_S = 0.001  # All clients that need several turns share this much of a pass of the loop.
 
 # The journal, the spool, and the intent log.
@@ -521,6 +523,7 @@ SUPERVISOR_KILL_AFTER_S = 5.0  # after the time that workers have to drain
 
 # exodus/gc_tuning.py
 GC_TUNING_BULK_OBJECTS = 100_000  # more than the batches that are under way hold
+GC_TUNING_THRESHOLDS = (2_000, 200, 50)  # of a serving process, as gc.set_threshold takes them
 
 # exodus/live/costly_keys.py
 COSTLY_KEYS_COPIES_MIN = 10

@@ -209,6 +209,9 @@ def test_the_summary_is_shown_before_an_answer_is_taken(
     assert "requests of" in shown
     assert "report evidence.pre-test, digest" in shown
     assert "answer approve" in shown
+    docs = json.loads(shell.said("report", "pre-test", "--json"))["data_docs"]
+    assert Path(docs["index"]).is_file()
+    assert docs["index"] in shell.said("report", "pre-test").replace("\n", "")
     assert json.loads(shell.said("answer", "--json"))["words"] == ["approve", "reject"]
     wrong = shell.run("answer", "retry", "--why", "a wrong word")
     assert (wrong.returncode, "the form has the words approve, reject" in wrong.stderr) == (2, True)

@@ -15,7 +15,7 @@ from tasks.checks import (
     summary_lines,
     why_not_accepted,
 )
-from tasks.evidence import _run_gate
+from tasks.gates import judge
 
 # What Great Expectations itself imports
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -39,7 +39,8 @@ FATAL = {
 
 
 def _failed(name: str, rows: list[dict]) -> list[str]:
-    return [row["on"] for row in _run_gate(name, pd.DataFrame(rows)) if row["outcome"] != "pass"]
+    found = judge({name: pd.DataFrame(rows)}).rows
+    return [row["on"] for row in found if row["outcome"] != "pass"]
 
 
 def test_a_fatal_finding_fails_the_gate_of_required_checks() -> None:
@@ -78,6 +79,9 @@ def test_information_is_neither_required_nor_a_finding() -> None:
     checks = [check("known", False, level=Level.INFO)]
     assert not any_fatal(checks)
     assert open_findings(checks) == []
+    assert summary_lines([*checks, check("memory", True)]) == [
+        "1 of 1 checks hold; not required, and not so: known"
+    ]
     assert frames(checks) == {"checks": [], "advice": checks}
 
 

@@ -81,9 +81,18 @@ def test_the_page_of_a_phase_has_plots_checks_and_rows() -> None:
         "lists": {"shapes": SHAPES[:2], "empty": []},
         "plots": draw(FRAMES, LISTS) | {"evil": "<svg onload='alert(1)'>"},
         "gates": [{"gate": "checks", "outcome": "FAIL"}],
+        "data_docs": {"index": '/home/o"x/index.html', "sha256": "5e"},
     }
     page = render_evidence("orders", "analyze", evidence)
+    assert 'href="file:///home/o%22x/index.html"' in page
     assert page.count("data:image/svg+xml;base64,") == 11
     assert "&lt;i&gt;memory" in page
     assert "alert(1)" not in page
     assert "GET &lt;b&gt;1" in page
+
+
+def test_a_page_without_data_docs_says_why() -> None:
+    docs = {"why": "not written: the disk is full"}
+    page = render_evidence("orders", "analyze", {"summary": {}, "data_docs": docs})
+    assert "the disk is full" in page
+    assert "href" not in page
