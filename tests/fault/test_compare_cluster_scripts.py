@@ -5,7 +5,7 @@ nothing else.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -34,6 +34,7 @@ from tests.support.wait import until
 
 pytestmark = pytest.mark.fault
 
+_MADE = ("shop", "shop-scripts", "exodus-comparer")
 _USERS = Path(__file__).resolve().parents[2] / "docs" / "operating" / "users.md"
 _RIGHTS = ("~*", "&*", "+@read", "+@write", "+@scripting", "+client|setname", "+multi", "+exec")
 _COPIES = tuple(f"~{pattern}" for pattern in confinement.PATTERNS)
@@ -60,6 +61,21 @@ _UNDECLARED = {
     "return redis.call('SET', string.gsub(KEYS[1], 'replaces', 'stray'), 1)",
     "argument": "redis.call('INCR', KEYS[1]) return redis.call('INCR', '{t}' .. ARGV[1])",
 }
+
+
+@pytest.fixture(autouse=True)
+def _as_before(pair: Pair) -> Iterator[None]:
+    """Other tests use the clusters, too."""
+    yield
+    for box in pair:
+        for node in box.nodes:
+            with node.client() as client:
+                client.execute_command("ACL", "DELUSER", *_MADE)
+                client.acl_log_reset()
+                client.config_set("lua-time-limit", 5_000)
+        for node in box.masters():
+            with node.client() as client:
+                client.function_flush()
 
 
 def _documented() -> list[str]:
