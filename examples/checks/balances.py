@@ -11,11 +11,12 @@ from decimal import Decimal
 import pandas as pd
 import redis
 
+Side = redis.Redis | redis.RedisCluster
 PATTERN = "account:*"
 UNDER_WAY = Decimal(0)  # of a sum, that one reading may miss
 
 
-def _balances(side: redis.Redis) -> dict[str, Decimal]:
+def _balances(side: Side) -> dict[str, Decimal]:
     names = list(side.scan_iter(match=PATTERN, count=1_000, _type="hash"))
     pipe = side.pipeline(transaction=False)
     for name in names:
@@ -26,7 +27,7 @@ def _balances(side: redis.Redis) -> dict[str, Decimal]:
     }
 
 
-def check(source: redis.Redis, target: redis.Redis) -> pd.DataFrame:
+def check(source: Side, target: Side) -> pd.DataFrame:
     """Return one row: both sums, and how many accounts they are of."""
     ours, theirs = _balances(source), _balances(target)
     here, there = sum(ours.values(), Decimal(0)), sum(theirs.values(), Decimal(0))

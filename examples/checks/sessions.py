@@ -5,10 +5,11 @@ from __future__ import annotations
 import pandas as pd
 import redis
 
+Side = redis.Redis | redis.RedisCluster
 PATTERN = "session:*"
 
 
-def _sessions(side: redis.Redis, name: str) -> list[dict[str, object]]:
+def _sessions(side: Side, name: str) -> list[dict[str, object]]:
     sessions = list(side.scan_iter(match=PATTERN, count=1_000, _type="hash"))
     pipe = side.pipeline(transaction=False)
     for session in sessions:
@@ -22,7 +23,7 @@ def _sessions(side: redis.Redis, name: str) -> list[dict[str, object]]:
     ]
 
 
-def check(source: redis.Redis, target: redis.Redis) -> pd.DataFrame:
+def check(source: Side, target: Side) -> pd.DataFrame:
     """Return a row a session of each side."""
     rows = _sessions(source, "source") + _sessions(target, "target")
     nothing = [{"side": "both", "session": "none", "user": None, "ok": True}]

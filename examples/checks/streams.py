@@ -10,17 +10,18 @@ from typing import Any
 import pandas as pd
 import redis
 
+Side = redis.Redis | redis.RedisCluster
 PATTERN = "events:*"
 
 
-def _streams(side: redis.Redis) -> dict[str, tuple[int, int]]:
+def _streams(side: Side) -> dict[str, tuple[int, int]]:
     found = {}
     for name in side.scan_iter(match=PATTERN, count=1_000, _type="stream"):
         found[name.decode()] = (int(side.xlen(name)), len(side.xinfo_groups(name)))
     return found
 
 
-def check(source: redis.Redis, target: redis.Redis) -> pd.DataFrame:
+def check(source: Side, target: Side) -> pd.DataFrame:
     """Return a row a stream: its length and groups on both sides."""
     ours, theirs = _streams(source), _streams(target)
     rows = [

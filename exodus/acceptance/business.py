@@ -16,17 +16,17 @@ import hashlib
 import os
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import httpx
 import orjson
 
-from exodus.acceptance.rows import Checked, not_done, told
+from exodus.acceptance.rows import Checked, told
 from exodus.acceptance.trial_copy import REPORT as TRIAL
 from exodus.control.store import ControlStore
 from exodus.errors import OperatorError
 from exodus.net.masters import located
-from exodus.plan.address import Address, Cluster
+from exodus.plan.address import Cluster, Place
 from exodus.plan.bounds import (
     BUSINESS_ANSWER_BYTES_MAX,
     BUSINESS_ROWS_MAX,
@@ -34,7 +34,6 @@ from exodus.plan.bounds import (
     BUSINESS_TIMEOUT_S,
 )
 from exodus.plan.plan import Plan
-from exodus.plan.vocabulary import Side
 
 REPORT = "test.business"
 _OTHERS_WRITE = 0o022
@@ -53,27 +52,17 @@ async def check_business(plan: Plan, proposed: Plan, store: ControlStore) -> lis
     folder, webhook = checks.business_folder, checks.business_webhook
     if folder is None and webhook is None:
         return [told("business checks", "test_checks names none")]
-    clusters = [side for side in Side if isinstance(plan.address(side), Cluster)]
-    if clusters:
-        return [
-            not_done(
-                "business checks",
-                f"they read one server a side, and the {clusters[0]} is a cluster",
-                "run them by means of your own against both sides after Migrate",
-            )
-        ]
-    trial = await store.report(TRIAL)
-    database = int(trial["database"]) if trial is not None else 0
+    copy = await _copy(store)
     verdicts: list[dict[str, Any]] = []
     rows: list[Checked] = []
     if folder is not None:
         files, digest = _trusted(folder, proposed.test_checks.business_folder)
         line = f"{len(files)} business checks of {folder}, digest {digest[:12]}"
         rows.append(told("business checks: code", f"{folder}: sha256 {digest}", line=line))
-        verdicts += await _run(plan, files, database, checks.business_seconds_max)
+        verdicts += await _run(plan, files, copy, checks.business_seconds_max)
     if webhook is not None:
         _agreed("business_webhook", webhook, proposed.test_checks.business_webhook)
-        verdicts.append(await _ask(plan, webhook, database, checks.business_seconds_max))
+        verdicts.append(await _ask(plan, webhook, copy, checks.business_seconds_max))
     await store.save_report(
         REPORT,
         {
@@ -150,19 +139,32 @@ def _trusted(folder: Path, named_here: Path | None) -> tuple[list[Path], str]:
     return files, digest.hexdigest()
 
 
-def _told(address: Address, field: str, db: int) -> dict[str, Any]:
+class _Copy(NamedTuple):
+    """Where the trial copy is on the target; without one, the target's own keys."""
+
+    database: int = 0
+    prefix: str = ""
+
+
+async def _copy(store: ControlStore) -> _Copy:
+    trial = await store.report(TRIAL)
+    return _Copy() if trial is None else _Copy(int(trial["database"]), str(trial.get("prefix", "")))
+
+
+async def _told(place: Place, field: str, copy: _Copy) -> dict[str, Any]:
+    if not isinstance(place, Cluster):
+        place = await located(place)
     # A password goes through the pipe: neither arguments nor variables of a process are secret.
-    told_of = address.model_dump(mode="json", exclude={"password_env", "password_file"})
-    return {**told_of, "secret": address.secret(field), "db": db}
+    told_of = place.model_dump(mode="json", exclude={"password_env", "password_file"})
+    more = {"secret": place.secret(field), "db": copy.database, "prefix": copy.prefix}
+    return {**told_of, **more}
 
 
-async def _run(
-    plan: Plan, files: list[Path], database: int, seconds: float
-) -> list[dict[str, Any]]:
+async def _run(plan: Plan, files: list[Path], copy: _Copy, seconds: float) -> list[dict[str, Any]]:
     job = {
         "files": [str(path.absolute()) for path in files],
-        "source": _told(await located(plan.source), "source", 0),
-        "target": _told(await located(plan.target), "target", database),
+        "source": await _told(plan.source, "source", _Copy()),
+        "target": await _told(plan.target, "target", copy),
         "rows_max": BUSINESS_ROWS_MAX,
         "timeout_s": BUSINESS_TIMEOUT_S,
     }
@@ -196,13 +198,13 @@ def _failed(name: str, why: str) -> dict[str, Any]:
     return {"name": name, "ok": False, "why": why, "rows": [], "row_count": 0}
 
 
-async def _ask(plan: Plan, url: str, database: int, seconds: float) -> dict[str, Any]:
+async def _ask(plan: Plan, url: str, copy: _Copy, seconds: float) -> dict[str, Any]:
     """Ask a service: it gets where both sides are, and answers `ok` and `rows`."""
     question = {
         "migration": plan.name,
         "phase": "test",
         "source": {"url": plan.source.url, "database": 0},
-        "target": {"url": plan.target.url, "database": database},
+        "target": {"url": plan.target.url, "database": copy.database, "prefix": copy.prefix},
     }
     name = "webhook"
     asked = httpx.URL(url)

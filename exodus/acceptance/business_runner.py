@@ -20,8 +20,8 @@ import pandas as pd
 from pydantic import SecretStr
 
 from exodus.acceptance.expectations import new_context
-from exodus.acceptance.read_only import ReadOnlyClient, open_read_only
-from exodus.plan.address import Address
+from exodus.acceptance.read_only import ReadOnlyClient, ReadOnlyCluster, open_read_only
+from exodus.plan.address import Address, Cluster
 
 OK = "ok"  # the column that says it, where a file has no expectations
 
@@ -69,13 +69,14 @@ def _load(file: Path) -> ModuleType:
     return module
 
 
-def _side(job: dict[str, Any], side: str) -> ReadOnlyClient:
+def _side(job: dict[str, Any], side: str) -> ReadOnlyClient | ReadOnlyCluster:
     told = dict(job[side])
-    password, db = told.pop("secret"), told.pop("db")
-    address = Address.model_validate(
+    password, db, prefix = told.pop("secret"), told.pop("db"), told.pop("prefix")
+    kind = Cluster if "cluster" in told else Address
+    place = kind.model_validate(
         {**told, "password": SecretStr(password) if password is not None else None}
     )
-    return open_read_only(address, side, db=db, timeout_s=job["timeout_s"])
+    return open_read_only(place, side, db=db, timeout_s=job["timeout_s"], prefix=prefix)
 
 
 def _judge(module: ModuleType, frame: pd.DataFrame) -> tuple[pd.DataFrame, str]:

@@ -1,5 +1,5 @@
-"""A trial copy: a sample of the source's keys in an empty database of the target. Where a cluster
-has one database only, it is there, under a prefix that nobody has.
+"""A trial copy: a sample of the source's keys in an empty database of the target. On a cluster it
+is in database 0, under a prefix that nobody has.
 
 Keys are copied by the engine's own `sync(key)` and compared by its own comparison, in full. The
 copy stays until `remove_trial`, because business checks read it. A key that changed since it was
@@ -128,12 +128,12 @@ async def _opened(
 
 async def _free_place(plan: Plan) -> TrialCopy:
     """Return a copy that has no key yet, in the last database that has none on either side; or
-    under a prefix, on a cluster with one database.
+    under a prefix, on a cluster: clients of business checks know database 0 only there.
     """
     target = Endpoint(Side.TARGET, plan.target)
-    facts = await target.facts()
-    if target.cluster is not None and facts.database_count == 1:
+    if target.cluster is not None:
         return TrialCopy(0, f"{_PREFIX}{secrets.token_hex(4)}:")
+    facts = await target.facts()
     source = await Endpoint(Side.SOURCE, plan.source).facts()
     taken = facts.databases.keys() | source.databases.keys()
     for database in range(facts.database_count - 1, 0, -1):

@@ -27,7 +27,7 @@ from exodus.plan.vocabulary import Side
 from exodus.resp.encode import encode
 
 log = logging.getLogger(__name__)
-_PINNED = {"source", "target", "users", "logins", "compare_user"}
+_PINNED = {"source", "target", "users", "logins", "compare_user", "compare_script_user"}
 
 
 def is_local(host: str) -> bool:

@@ -95,6 +95,8 @@ COMPARE_TRIES_MAX = 2  # Tries of writes during which a connection is lost.
 COMPARE_TOLD_MS = 5_000  # Every gateway tells of itself in this time, or nothing is confirmed.
 COMPARE_REPLAYS_PER_S_MAX = 200.0  # Tries of writes on the state that they found.
 SCRATCH_STRAYS_MAX = 1_000  # Keys that one call looks for in the database of scratch copies.
+SCRIPT_DOUBTS_MAX = 3  # Times that a script seems to use undeclared keys before it is left out.
+SCRIPTS_DOUBTED_MAX = 1_000  # Such scripts that Compare remembers.
 COMPARE_LAGS_KEPT = 500  # The last times from a write to its copy.
 COMPARE_KEYS_MAX = 100_000  # Sampled keys that Compare copies to the follower.
 COMPARISONS_KEPT = 100  # Runs of Compare whose figures are kept.
@@ -613,6 +615,9 @@ MEMORY_MARGIN = 1.25  # of the target's memory over the source's: versions encod
 BUSINESS_ROWS_MAX = 200  # of a check, kept in the evidence
 BUSINESS_SHOWN = 3  # in its row
 BUSINESS_TIMEOUT_S = 10.0  # one request of a check
+BUSINESS_REDIRECTS_MAX = (
+    5  # Times that a client of a business check sends a request of a cluster again.
+)
 BUSINESS_ANSWER_BYTES_MAX = 4 * 1024 * 1024  # of the webhook
 
 # exodus/acceptance/disposable.py, failures.py

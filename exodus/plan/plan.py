@@ -135,6 +135,11 @@ class Options(BaseModel):
         description="Compare also tries scripts on the target, as compare_user. It tries scripts "
         "that may write on scratch copies",
     )
+    compare_script_user: Credentials | None = Field(
+        default=None,
+        description="where the target is a cluster: a user with compare_user's commands and rights "
+        "to scratch copies alone, as which scripts that may write run; null: they are not tried",
+    )
     compare_rules: tuple[CompareRule, ...] = Field(
         default=(),
         description="how replies of some commands are compared, in place of Exodus's own rules",
@@ -366,6 +371,24 @@ class Plan(Options):
             raise ValueError(
                 f"compare_user is {self.compare_user.username!r}, a user of Exodus's own: name "
                 "one with an application's rights"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _confines_scripts(self) -> Self:
+        user, application = self.compare_script_user, self.compare_user
+        if user is None:
+            return self
+        if not self.compare_scripts or not isinstance(self.target, Cluster):
+            raise ValueError(
+                "compare_script_user: it is for scripts on a target that is a cluster: set "
+                "compare_scripts: true there, or leave it away"
+            )
+        others = self.own_users(Side.TARGET) | {application.username if application else ""}
+        if user.username in others:
+            raise ValueError(
+                f"compare_script_user is {user.username!r}, whom the plan names for something "
+                "else: make a user with rights to scratch copies alone"
             )
         return self
 

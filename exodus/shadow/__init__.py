@@ -4,7 +4,8 @@ target serves nobody.
 `comparer.py` is the process; `resume.py` lets the next one take up where it was. `copies.py` keeps
 the sampled keys on the target, and `scratch.py` copies of them on which writes are tried.
 `trials.py` asks one server, `cluster_trials.py` the nodes of a cluster, whose scratch copies are
-those of `scratch_cluster.py`. `lives.py` tells when a server may have lost what was copied.
+those of `scratch_cluster.py`; `confinement.py` keeps scripts to them. `lives.py` tells when a
+server may have lost what was copied.
 
 `verdicts.py` judges replies by `rules.py`, `sweep.py` states. `histories.py` finds the state that
 a write found, and `write_replies.py` runs the write on it again, as `replays.py` says it.

@@ -41,21 +41,24 @@ class ClusterTrials:
         *,
         name: str,
         enters: Cluster | None = None,
+        redirects_max: int = COMPARE_REDIRECTS_MAX,
     ) -> None:
         """`cluster` names the user of the requests, `enters` the one that enters a database in its
-        place. `slow` has what took too long in this sampling.
+        place. `slow` has what took too long in this sampling. After `redirects_max` redirects these
+        are the replies.
         """
         self._slow = slow
         self._cluster = cluster
         self._side = side
         self._name = name
         self._enters = enters
+        self._redirects_max = redirects_max
         self._nodes: dict[str, TrialConnection] = {}  # by announced address
 
     async def ask_all(self, db: int, requests: list[list[bytes]], key: bytes) -> list[Reply]:
-        """As `Trials.ask_all`. After `COMPARE_REDIRECTS_MAX` redirects these are the replies."""
+        """As `Trials.ask_all`."""
         asks, said = "", ""
-        for _ in range(COMPARE_REDIRECTS_MAX):
+        for _ in range(self._redirects_max):
             node, since = asks or self._owner(slot_of(key)), time.monotonic()
             sent = [[b"ASKING"], *requests] if asks else requests
             replies = await self._ask(node, db, sent, key)

@@ -247,11 +247,13 @@ class Comparer(RouteProcess):
         now = asyncio.get_running_loop().time
         requests = Requests(table, engine.scope, self._rules)
         await remove_left(self._store, ours)
-        scratch = await _scratch(engine, ours, follower, requests.table, opened)
+        scripts = await self._tries_scripts(engine, ours.place, opened)
+        scratch = await _scratch(engine, ours, follower, requests.table, opened, scripts)
         lives = Lives(engine, now)
 
         async def too_slow(command: bytes, script: bool) -> None:
-            await try_no_more(command, self._slow, follower, ours, script=script)
+            tries = [follower] if scripts is None else [follower, scripts]
+            await try_no_more(command, self._slow, tries, ours, script=script)
 
         replies = WriteReplies(
             engine, copies, scratch, requests, self._tally, reporter, lives, too_slow, now
@@ -269,6 +271,7 @@ class Comparer(RouteProcess):
             self._tally,
             reporter,
             lives,
+            too_slow,
             now,
             self._looks_s,
             await unconfined(self._plan, follower, ours),
@@ -305,6 +308,26 @@ class Comparer(RouteProcess):
         else:
             leg = await Leg.connect(place, side, name="exodus-compare")
             tries = TrialConnection(leg, enters=enters)
+        opened.push_async_callback(tries.close)
+        return tries
+
+    async def _tries_scripts(
+        self, engine: Engine, place: Place, opened: contextlib.AsyncExitStack
+    ) -> Trials | None:
+        """Return where scripts that write are tried on a cluster; None: they are not, or it is a
+        single server.
+        """
+        user = self._plan.compare_script_user
+        if user is None or not self._plan.compare_scripts or not isinstance(place, Cluster):
+            return None
+        # The node that was asked about the user's rights runs the script, and no other.
+        tries = ClusterTrials(
+            user.at(place),
+            engine.route.follower,
+            self._slow,
+            name="exodus-compare",
+            redirects_max=1,
+        )
         opened.push_async_callback(tries.close)
         return tries
 
@@ -474,10 +497,11 @@ async def _scratch(
     follower: Trials,
     table: CommandTable,
     opened: contextlib.AsyncExitStack,
+    scripts: Trials | None,
 ) -> Scratch:
     """Return what makes scratch copies on the follower."""
     if engine.follower.cluster is not None:
-        return ClusterScratch(engine, ours, follower, table)
+        return ClusterScratch(engine, ours, follower, table, scripts)
     db, into = scratch_database(engine), None
     if db is not None:
         into = await Leg.connect(ours.place, ours.side, db=db, name=ours.name)

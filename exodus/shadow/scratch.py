@@ -23,6 +23,7 @@ from exodus.shadow.histories import Snapshot
 from exodus.shadow.trials import TooSlow, Trials
 
 IN_USE = "the target's unused database is in use"
+UNDECLARED = "the script may use keys that it does not declare"
 
 
 class NoScratch(Exception):
@@ -60,6 +61,8 @@ async def remove_left(store: ControlStore, ours: Leg) -> None:
 
 class Scratch:
     """Makes scratch copies, tries requests on them, and removes them."""
+
+    renames = False  # whether copies have other names than their keys
 
     def __init__(self, engine: Engine, ours: Leg, follower: Trials, into: Leg | None) -> None:
         """`ours` connects as Exodus, `follower` as whoever the requests are tried as. `into` is in
@@ -100,15 +103,22 @@ class Scratch:
         return replies
 
     async def replayed(
-        self, states: Mapping[bytes, Snapshot], requests: list[list[bytes]], *, script: bool
+        self,
+        states: Mapping[bytes, Snapshot],
+        requests: list[list[bytes]],
+        *,
+        script: bool,
+        other_names: bool = False,
     ) -> TrialOutcome:
         """Run requests on keys of these states. Of a script, what it looks for and what it writes
-        beside these keys is counted.
+        beside these keys is counted. `other_names` asks for copies of other names than usual, where
+        copies have names of their own (`renames`).
 
         Raises:
             NoScratch: there is no place for them, or the follower does not take a state.
             TooSlow, SourceError, TargetError, OperatorError: as `Trials.ask_all`.
         """
+        del other_names
         keys = list(states)
         into = await self._empty(keys)
         try:

@@ -27,6 +27,18 @@ LEAVES: tuple[tuple[str | int, ...], ...] = (  # what takes a script out of a da
     ("COPY", _KEY, _KEY),
     ("MIGRATE", "127.0.0.1", 1, _KEY, 0, 1),
 )
+LEAVES_CLUSTER: tuple[tuple[str | int, ...], ...] = (  # what reaches other keys without naming them
+    ("FLUSHDB",),
+    ("KEYS", "*"),
+    ("SCAN", 0),
+    ("RANDOMKEY",),
+    ("DBSIZE",),
+    ("CLUSTER", "FLUSHSLOTS"),
+    ("CLUSTER", "DELSLOTS", 0),
+    ("CLUSTER", "SETSLOT", 0, "STABLE"),
+)
+NO_SCRIPT_USER = "a script that writes, and the plan names no compare_script_user"
+LEAVES_COPIES = "the script would leave its scratch copies"
 
 
 class TooSlow(Exception):
@@ -171,26 +183,29 @@ async def unconfined(plan: Plan, follower: Trials, ours: Leg) -> str:
     """Return why no script that writes is tried; empty: it can reach nothing but scratch copies.
 
     A script may run any command that its user may run. These would take it out of the database of
-    the scratch copies. A cluster has no database for them.
+    the scratch copies. On a cluster each trial is asked for by itself: see `confinement.py`.
     """
     if plan.compare_user is None or not plan.compare_scripts:
         return "not_tried"
     if isinstance(ours.place, Cluster):
-        return "a script that writes, and a cluster has no database for scratch copies"
+        return "" if plan.compare_script_user is not None else NO_SCRIPT_USER
     may = await follower.may(ours, LEAVES)
     return f"compare_user may run {', '.join(may)}: a script could leave its copies" if may else ""
 
 
-def would_leave(said: str) -> bool:
-    """Return whether an error says that a script was refused one of `LEAVES`."""
-    return any(f"'{str(name).lower()}'" in said for name, *_ in LEAVES)
+def would_leave(said: str, *, cluster: bool) -> bool:
+    """Return whether an error says that a script was refused one of `LEAVES`, or on a `cluster` of
+    `LEAVES_CLUSTER`.
+    """
+    names = {str(name).lower() for name, *_ in (*LEAVES, *(LEAVES_CLUSTER if cluster else ()))}
+    return any(f"'{name}'" in said or f"'{name}|" in said for name in names)
 
 
 async def try_no_more(
-    command: bytes, slow: Slow, follower: Trials, ours: Leg, *, script: bool
+    command: bytes, slow: Slow, tries: Sequence[Trials], ours: Leg, *, script: bool
 ) -> None:
     """Try a command no more that took too long. A script is ended, since its server serves nobody
-    else until then.
+    else until then. It may run on any of the `tries`.
     """
     slow.names.add(command)
     if script:
@@ -198,7 +213,7 @@ async def try_no_more(
         told = False
         # A busy server may begin the script only after a first SCRIPT KILL: only the reply shows
         # that it ended.
-        while not await follower.ends_within(VERDICTS_KILL_S):
+        while not all([await each.ends_within(VERDICTS_KILL_S) for each in tries]):
             if await kill_script(ours) or told:
                 continue
             told = True

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import heapq
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from exodus.commands.key_slots import slot_of
@@ -40,7 +40,7 @@ from exodus.shadow.requests import Requests
 from exodus.shadow.rules import INFRASTRUCTURE, TIME_LEFT, codes_of, error_code, parse
 from exodus.shadow.scratch import NoScratch, Scratch
 from exodus.shadow.tally import Tally
-from exodus.shadow.trials import Slow, TooSlow, Trials, try_no_more, would_leave
+from exodus.shadow.trials import LEAVES_COPIES, Slow, TooSlow, Trials, would_leave
 from exodus.shadow.write_replies import WriteReplies
 
 MOVED = "the authority's reply moved"
@@ -51,7 +51,6 @@ WAITS = "the same request waits to be asked again"
 CROWDED = "too many replies waited to be asked for again"
 NO_SCRIPT = "the target has not been given the script"
 REFUSED_STATE = "the state of the scratch copy may be another one"
-LEAVES_COPIES = "the script would leave its scratch copies"
 SCRIPTS_OFF = "a script, and compare_scripts is off"
 SEVERAL_SLOTS = "it names keys of several slots, which the target refuses"
 LOST = "a connection was lost before it was judged"
@@ -89,11 +88,13 @@ class Judge:
         tally: Tally,
         reporter: Reporter,
         lives: Lives,
+        too_slow: Callable[[bytes, bool], Awaitable[None]],
         now: Callable[[], float],
         looks_s: Sequence[float],
         unconfined: str,
     ) -> None:
-        """`follower` connects as an application's user, `ours` as Exodus.
+        """`follower` connects as an application's user, `ours` as Exodus. `too_slow` is told of a
+        command that took too long, and whether it is a script.
 
         Both sides are asked again after each pause of `looks_s`. `unconfined` says why no script
         that writes is tried; empty: such scripts are.
@@ -112,6 +113,7 @@ class Judge:
         self._tally = tally
         self._reporter = reporter
         self._lives = lives
+        self._too_slow = too_slow
         self._now = now
         self._pending: list[PendingDifference] = []
         self._waiting: dict[tuple[int, tuple[bytes, ...]], PendingDifference] = {}
@@ -396,7 +398,8 @@ class Judge:
             await self._reporter.accepted(keys, exchange.command.decode("ascii", "replace"))
             return True
         said = next((str(each) for each in _elements(there) if error_code(each) is not None), "")
-        leaves = self._requests.is_script(exchange) and would_leave(said)
+        cluster = self._engine.follower.cluster is not None
+        leaves = self._requests.is_script(exchange) and would_leave(said, cluster=cluster)
         if leaves or "NOSCRIPT" in codes_there:
             self._tally.undecided(row, LEAVES_COPIES if leaves else NO_SCRIPT)
             return False
@@ -419,8 +422,7 @@ class Judge:
 
     async def _try_no_more(self, exchange: Exchange, row: Counter[str]) -> None:
         row["too_slow"] += 1
-        script = self._requests.is_script(exchange)
-        await try_no_more(exchange.command, self._slow, self._follower, self._ours, script=script)
+        await self._too_slow(exchange.command, self._requests.is_script(exchange))
 
 
 def _identity(exchange: Exchange) -> tuple[int, tuple[bytes, ...]]:

@@ -30,7 +30,7 @@ from exodus.shadow.replays import NoReplay, replay
 from exodus.shadow.reports import Reporter
 from exodus.shadow.requests import Requests
 from exodus.shadow.rules import INFRASTRUCTURE, codes_of, error_code, parse
-from exodus.shadow.scratch import NoScratch, Scratch
+from exodus.shadow.scratch import UNDECLARED, NoScratch, Scratch, TrialOutcome
 from exodus.shadow.tally import Tally
 from exodus.shadow.trials import TooSlow
 from exodus.verify.decode import same_value
@@ -42,9 +42,9 @@ OTHER_STATE = "run again, it led to another state"
 NO_EFFECT = "the reply differs, and the key did not change"
 ORDER = "the reply differs, and several writes came together"
 SILENT = "a gateway did not tell of itself"
+NAMES = "under other names of its keys, the script has another effect or reply"
 UNSTEADY = "the reply is another one each time"
 NO_DATABASE = "the target lacks the database"
-UNDECLARED = "the script may use keys that it does not declare"
 SLOW = "it took longer than Compare waits"
 TROUBLE = "a server was in trouble"
 LOST = "a connection was lost each time that it was tried"
@@ -164,7 +164,9 @@ class WriteReplies:
         self._copies.state.judge(step.keys)
         return ""
 
-    async def _run(self, step: HistoryStep, exchanges: list[Exchange]) -> ReplayedWrites | str:
+    async def _run(
+        self, step: HistoryStep, exchanges: list[Exchange], *, other_names: bool = False
+    ) -> ReplayedWrites | str:
         """Run writes on the state before; their replies, or why these prove nothing."""
         requests: list[list[bytes]] = []
         ends: list[int] = []
@@ -176,8 +178,9 @@ class WriteReplies:
             ends.append(len(requests) - 1)
         places = {key: self._requests.place(key)[1] for key in step.before}
         script = any(map(self._requests.is_script, exchanges))
+        before = {places[key]: state for key, state in step.before.items()}
         outcome = await self._scratch.replayed(
-            {places[key]: state for key, state in step.before.items()}, requests, script=script
+            before, requests, script=script, other_names=other_names
         )
         replies = [outcome.replies[end] for end in ends]
         if any(code in INFRASTRUCTURE for reply in replies for code in codes_of(reply)):
@@ -187,7 +190,12 @@ class WriteReplies:
         if not all(
             _same_state(outcome.after[places[key]], state) for key, state in step.after.items()
         ):
-            return OTHER_STATE
+            if not script or not self._scratch.renames:
+                return OTHER_STATE
+            again = await self._scratch.replayed(
+                before, requests, script=script, other_names=not other_names
+            )
+            return OTHER_STATE if _same_effect(outcome, again) else NAMES
         return ReplayedWrites(replies, doubtful=outcome.misses > 0)
 
     async def _differs(
@@ -208,17 +216,19 @@ class WriteReplies:
         if not await self._all_gateways_told(step):
             return SILENT
         await self._lives.check()
-        again = await self._run(step, [exchange])
+        again = await self._run(step, [exchange], other_names=True)
         if isinstance(again, str):
             return again
         if self._requests.same(exchange, wanted, again.replies[0]):
             return UNSTEADY
+        steady = not self._requests.moved(exchange, there, again.replies[0])
+        if not steady and self._scratch.renames and self._requests.is_script(exchange):
+            return NAMES
         write = step.writes[0].exchange
         row = self._tally.row(write.command)
         row["by_reply"] += 1
         row["divergences"] += 1
         self._copies.state.judge(step.keys)
-        steady = not self._requests.moved(exchange, there, again.replies[0])
         await self._reporter.confirmed(
             write,
             step.keys,
@@ -244,6 +254,11 @@ def _same_state(one: Snapshot, other: Snapshot) -> bool:
     return bool(one.expiry_ms) == bool(other.expiry_ms) and (
         one.payload == other.payload or same_value(one.payload, other.payload)
     )
+
+
+def _same_effect(one: TrialOutcome, other: TrialOutcome) -> bool:
+    """Return whether two trials led to the same states."""
+    return all(_same_state(state, other.after[key]) for key, state in one.after.items())
 
 
 def _cause(wanted: Reply, there: Reply, *, steady: bool) -> Cause:

@@ -8,15 +8,12 @@ import asyncio
 import itertools
 import os
 import signal
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import redis
 from redis.asyncio.cluster import RedisCluster as AsyncCluster
-from redis.cluster import RedisCluster
 
 from exodus.commands.key_slots import slot_of
 from exodus.control.registry import heartbeats
@@ -24,7 +21,7 @@ from exodus.net.client import answered
 from exodus.net.clusters import look
 from exodus.plan.address import Credentials
 from exodus.plan.settings import RoleUser, Users
-from exodus.plan.vocabulary import Feed, Side, UserRole
+from exodus.plan.vocabulary import Side
 from exodus.shadow import scratch_cluster
 from exodus.shadow.causes import Cause
 from exodus.shadow.cluster_trials import ClusterTrials
@@ -32,17 +29,15 @@ from exodus.shadow.rules import error_code
 from exodus.shadow.trials import Slow
 from exodus.shadow.verdicts import SEVERAL_SLOTS
 from exodus.stack.servers import ServerKind
-from exodus.topology.rights import UsedFeatures, rule_of, server_of
-from tests.support.cluster_gateway import cluster_migration
 from tests.support.clusters import ClusterBox
-from tests.support.comparing import beat_of, comparing, counted, ledger, quiet, row_of
+from tests.support.comparing import beat_of, counted, ledger, quiet, row_of
+from tests.support.comparing_clusters import Box, compared, make_comparers
 from tests.support.full import FULL
 from tests.support.local_migration import LocalMigration
 from tests.support.servers import DatabaseServer
 from tests.support.wait import until
 
 pytestmark = pytest.mark.fault
-Box = ClusterBox | DatabaseServer
 # What makes a key, and the write whose reply is compared; {k} and {k}2 are in one slot
 WRITES = [
     ("SET {k} 10", "INCR {k}"),
@@ -84,55 +79,9 @@ def sides(request: pytest.FixtureRequest) -> tuple[Box, Box]:
     return boxes[0], boxes[1]
 
 
-class App:
-    """A cluster client of the gateway, in a thread for each request."""
-
-    def __init__(self, local: LocalMigration) -> None:
-        self._client = RedisCluster(host="127.0.0.1", port=local.port)
-
-    async def __call__(self, text: str, key: str = "") -> Any:
-        words = text.replace("{k}", key).split()
-        return await asyncio.to_thread(self._client.execute_command, *words)
-
-    def close(self) -> None:
-        self._client.close()
-
-
-@asynccontextmanager
-async def compared(
-    sides: tuple[Box, Box], control: DatabaseServer, folder: Path, **plan: object
-) -> AsyncIterator[tuple[LocalMigration, App]]:
-    """A migration that is compared, and an application."""
-    both = all(isinstance(side, ClusterBox) for side in sides)
-    listen = {} if both else {"facade": "cluster"}
-    async with (
-        cluster_migration(*sides, control, folder, listen=listen, **plan) as local,
-        comparing(local),
-    ):
-        app = await asyncio.to_thread(App, local)
-        try:
-            yield local, app
-        finally:
-            app.close()
-
-
 def node_of(box: Box, key: str) -> redis.Redis:
     """A client of the server that has a key."""
     return (box.master_of(key) if isinstance(box, ClusterBox) else box).client()
-
-
-def make_comparers(boxes: dict[Side, ClusterBox], folder: Path) -> dict[str, Credentials]:
-    """Make a user for the comparer on each node, with what `exodus users --cluster` prints."""
-    file = folder / "comparer"
-    file.write_text("secret")
-    for side, box in boxes.items():
-        server, wanted = server_of(str(box.kind)), UsedFeatures(feed=Feed.TRACKING, cluster=True)
-        rule = rule_of([UserRole.COMPARER], side, *server, wanted).split()
-        for node in box.nodes:
-            with node.client() as client:
-                client.execute_command("ACL", "SETUSER", "exodus-comparer", "on", ">secret", *rule)
-    login = Credentials(username="exodus-comparer", password_file=file)
-    return {str(side): login for side in boxes}
 
 
 def take_slot(box: Box, key: str) -> None:

@@ -102,3 +102,25 @@ def test_users_of_roles_are_used_where_the_plan_names_them() -> None:
                 "compare_user": {"username": "exodus", "password_file": "/x"},
             }
         )
+
+
+def test_the_user_of_scripts_on_a_cluster_is_nobody_else() -> None:
+    """Its rights are to scratch copies alone, so it is no user that does something else."""
+    login = {"username": "exodus", "password_file": "/p"}
+    fields = {
+        "name": "a",
+        "source": {**login, "cluster": ["s:1"]},
+        "target": {**login, "cluster": ["t:1"]},
+        "cutover": "own",
+        "compare_scripts": True,
+        "compare_user": {"username": "shop", "password_file": "/x"},
+        "compare_script_user": {"username": "scripts", "password_file": "/x"},
+    }
+    assert Plan.model_validate(fields).compare_script_user is not None
+    for name in ("shop", "exodus"):
+        wrong = {"username": name, "password_file": "/x"}
+        with pytest.raises(ValueError, match="something else"):
+            Plan.model_validate({**fields, "compare_script_user": wrong})
+    for changed in ({"compare_scripts": False}, {"target": {**login, "host": "t", "port": 1}}):
+        with pytest.raises(ValueError, match="a target that is a cluster"):
+            Plan.model_validate({**fields, **changed})
