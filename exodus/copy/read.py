@@ -194,11 +194,8 @@ class Reader:
             "scan", cursor, asked, *(("strings",) if self._strings else ())
         )
         batch = Batch.told(keys, *columns)
-        kinds, _, values = columns
-        if self._what is ReadMode.EITHER and not kinds:
-            self._strings = _strings_only(values)
-        elif kinds:
-            self._strings = kinds in ([b"string"], [BY_VALUE])
+        if keys:
+            self._strings = self._expects_strings(*columns)
         if None not in batch.values:
             # With a value for every key there is nothing to ask again.
             self._fitting = asked * 2 if asked < count else None
@@ -207,6 +204,12 @@ class Reader:
         if left := len(self._unread(rows)):
             self._fitting = max(READ_SCAN_KEYS_MIN, len(rows) - left)
         return int(following), Batch.of(await self._complete(rows))
+
+    def _expects_strings(self, kinds: list[bytes], _: list[int], values: Sequence[Reply]) -> bool:
+        """Return whether the next SCAN may expect strings, after this answer."""
+        if self._what is ReadMode.EITHER:
+            return kinds == [BY_VALUE] if kinds else _strings_only(values)
+        return self._what in (ReadMode.VALUE, ReadMode.COMPARABLE) and kinds == [b"string"]
 
     async def keys(self, keys: Sequence[bytes]) -> list[ScannedKey]:
         """Return the keys named, in their order."""

@@ -262,6 +262,18 @@ async def test_strings_of_a_slot_are_written_by_one_command(
             assert (left_ms > 60_000) if at % 4 == 0 else (left_ms == -1)
 
 
+async def test_a_slot_may_have_more_strings_than_a_command_in_a_script_holds(
+    box: ClusterBox, writer: GuardedCluster
+) -> None:
+    keys = [in_slot(100, f"k{number}") for number in range(4_500)]
+    packed = PackedStrings(keys, [-1] * len(keys), [b"new"] * len(keys))
+    before = calls(box, "mset")
+    assert await writer.run_packed(0, packed) == [b"OK"] * len(keys)
+    assert calls(box, "mset") - before == 2
+    with box.client() as client:
+        assert set(client.mget(keys)) == {b"new"}
+
+
 async def test_a_writer_that_slept_through_the_switch_writes_no_strings(
     box: ClusterBox, follower: Endpoint, writer: GuardedCluster
 ) -> None:
