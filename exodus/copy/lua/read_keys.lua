@@ -1,7 +1,7 @@
 -- Arguments: payload, either (a string that takes over 4 KB comes as its value, in an array of its
 -- own; with `strings` any string comes as its value, with the type `value`), value, comparable (the
--- value of a string, the payload of all else), size (bytes of memory), outline (a value's length and
--- one, so that none is 0) or name (nothing but whether it is there);
+-- value of a string, the payload of all else), size (bytes of memory), outline (a value's length
+-- and one, so that none is 0) or name (nothing but whether it is there);
 -- PEXPIRETIME known (1 or 0), MEMORY USAGE allowed (1 or 0), bytes to collect, key bytes and
 -- elements from which a key is large (the latter count where memory cannot be asked for); then
 -- either `scan`, cursor, count, and `strings` where all are expected to be (types are asked for
