@@ -9,28 +9,21 @@ answers that, and a server behind TLS names its TLS ports there.
 from __future__ import annotations
 
 import re
-from binascii import crc_hqx
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Any
 
-from exodus.commands.key_slots import SLOTS, places_by_owner
+from exodus.commands.key_slots import SLOTS, groups_by_owner, places_by_owner, tags_by_slot
 
 NO_SHARD = -1
 _NAME = re.compile(r"slots (\d+)-\d+(?: and \d+ more)? \((\w+)\)")
 
 
 @lru_cache(maxsize=64)
-def _tags(prefix: bytes) -> tuple[bytes, ...]:
+def _tags(prefix: bytes) -> list[bytes]:
     """Return a hash tag for each slot: the prefix, a dot, and the smallest number that fits."""
-    found: dict[int, bytes] = {}
-    number = 0
-    while len(found) < SLOTS:
-        tag = b"%b.%d" % (prefix, number)
-        found.setdefault(crc_hqx(tag, 0) & (SLOTS - 1), tag)
-        number += 1
-    return tuple(found[slot] for slot in range(SLOTS))
+    return tags_by_slot(prefix)
 
 
 def tag_of(prefix: bytes, slot: int) -> bytes:
@@ -65,11 +58,15 @@ class Shard:
 
     def multiples(self, step: int) -> list[int]:
         """Return its slots whose number is a multiple of `step`."""
-        return [
-            slot
-            for first, last in self.ranges
-            for slot in range(-(-first // step) * step, last + 1, step)
-        ]
+        return list(self._multiples(step))
+
+    def multiple(self, step: int, *, but: Collection[int] = ()) -> int | None:
+        """Return the first of these slots that is not in `but`; None where there is none."""
+        return next((slot for slot in self._multiples(step) if slot not in but), None)
+
+    def _multiples(self, step: int) -> Iterator[int]:
+        for first, last in self.ranges:
+            yield from range(-(-first // step) * step, last + 1, step)
 
     @property
     def slot_count(self) -> int:
@@ -119,6 +116,10 @@ class View:
         keys whose slot no shard has.
         """
         return places_by_owner(list(keys), self._owners)
+
+    def groups_by_owner(self, keys: Sequence[bytes]) -> dict[int, list[list[int]]]:
+        """Return the same, with the places of each slot together."""
+        return groups_by_owner(list(keys), self._owners)
 
     def move(self, slot: int, announced: str) -> bool:
         """Note a MOVED; return whether the node is one of this view."""

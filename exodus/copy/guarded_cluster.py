@@ -29,7 +29,7 @@ from exodus.commands.slots import LATER, is_redirect, tag_of
 from exodus.control.schema import cluster_guard_key
 from exodus.copy.cluster_grants import GUARD_SLOTS
 from exodus.copy.guard import FULL, BatchReplies, DatabaseMissing, Guard, GuardedLeg, no_room
-from exodus.copy.payload import Packed, State, Uncarried
+from exodus.copy.payload import Packed, PackedStrings, State, Uncarried
 from exodus.copy.value import Command
 from exodus.errors import EpochEnded, SourceError, TargetError
 from exodus.lua import lua
@@ -41,6 +41,7 @@ from exodus.resp.encode import encode_arguments
 _WRITE = lua("exodus.copy", "write_guarded").encode()
 _WRITE_SHA = hashlib.sha1(_WRITE, usedforsecurity=False).hexdigest()
 _STAGE = b"stage"
+_STRINGS_MAX = CLUSTER_SCRIPT_ARGS_MAX // 2 - 1  # of one MSET
 _PAYLOAD_WORDS = 3  # of a key in the short form
 _NO_GUARD = f"TRYAGAIN {{node}} has no guard key: every {GUARD_SLOTS.step}th slot has one"
 
@@ -63,6 +64,7 @@ class GuardedCluster(GuardedLeg):
         self._routed = leg
         self._scripts = scripts
         self._moving: set[int] = set()  # slots whose guard was refused
+        self._msets = True  # whether strings of one slot are written together
 
     async def change(self, guard: Guard) -> None:
         """Write under another guard from the next batch on."""
@@ -84,6 +86,8 @@ class GuardedCluster(GuardedLeg):
         """Write keys as payloads; see `run_commands`."""
         if not self._scripts:
             return await self._run_all(db, packed.as_commands())
+        if isinstance(packed, PackedStrings):
+            return await self._run_strings(db, packed)
         async with self._turn:
             await self._enter(db)
             replies: list[Reply] = [b"OK"] * len(packed)
@@ -100,13 +104,68 @@ class GuardedCluster(GuardedLeg):
                     left += places  # nothing was written: another guard is used
                     continue
                 for at, said in self._refused(answer):
-                    replies[places[at]] = ReplyError(said)
-                    left += [places[at]] if is_redirect(said) else []
-            if left:
-                commands = packed.as_commands()
-                pieces = [_Piece(at, commands[at], packed.keys[at]) for at in sorted(left)]
-                await self._run_pieces(db, pieces, replies)
+                    if is_redirect(said):
+                        left.append(places[at])
+                    else:
+                        replies[places[at]] = ReplyError(said)
+            await self._run_left(db, packed, left, replies)
         return replies
+
+    async def _run_strings(self, db: int, packed: PackedStrings) -> list[Reply]:
+        """Write strings by script: those of a slot that do not expire by one MSET.
+
+        Where an MSET is refused, each of its keys is written alone: the fault may be one key's.
+        Where none of them has it, the user may not run MSET, and none is tried again.
+        """
+        async with self._turn:
+            await self._enter(db)
+            replies: list[Reply] = [b"OK"] * len(packed)
+            by_node = {
+                node: packed.commands(self._parted(groups))
+                for node, groups in self._routed.slots_by_node(packed.keys).items()
+            }
+            answers = await together(
+                self._script(db, node, words, count, "")
+                for node, (words, count, _) in by_node.items()
+            )
+            left: list[int] = []
+            doubted: list[int] = []
+            for (_, _, written), answer in zip(by_node.values(), answers, strict=True):
+                if isinstance(answer, str):
+                    left += [at for places in written for at in places]
+                    continue
+                for number, said in self._refused(answer):
+                    places = written[number]
+                    if is_redirect(said):
+                        left += places
+                    elif len(places) > 1 and not said.startswith(FULL):
+                        doubted += places
+                    else:
+                        for at in places:
+                            replies[at] = ReplyError(said)
+            await self._run_left(db, packed, [*left, *doubted], replies)
+            if doubted and all(replies[at] == b"OK" for at in doubted):
+                self._msets = False
+        return replies
+
+    def _parted(self, groups: list[list[int]]) -> list[list[int]]:
+        """Return groups of keys of one slot, each for one command."""
+        most = _STRINGS_MAX if self._msets else 1
+        if max(map(len, groups)) <= most:
+            return groups
+        return [
+            group[start : start + most] for group in groups for start in range(0, len(group), most)
+        ]
+
+    async def _run_left(
+        self, db: int, packed: Packed, left: Sequence[int], replies: list[Reply]
+    ) -> None:
+        """Write the keys at these places, each by its own command."""
+        if not left:
+            return
+        commands = packed.as_commands()
+        pieces = [_Piece(at, commands[at], packed.keys[at]) for at in sorted(left)]
+        await self._run_pieces(db, pieces, replies)
 
     async def run_states(self, db: int, states: Sequence[State]) -> BatchReplies:
         """Write states; see `run_commands`."""
@@ -150,16 +209,13 @@ class GuardedCluster(GuardedLeg):
         One that is on its way is avoided as long as there are others.
         """
         migration = self.guard.values[0][0].partition(b"{")[2].partition(b"}")[0].decode()
-        slots = [
-            slot
-            for shard in self._routed.shards
-            if shard.master == node
-            for slot in shard.multiples(GUARD_SLOTS.step)
-        ]
-        stays = next((slot for slot in slots if slot not in self._moving), None)
-        if stays is None and slots:
-            self._moving.difference_update(slots)
-            stays = slots[0]
+        shard = next((each for each in self._routed.shards if each.master == node), None)
+        if shard is None:
+            return b""
+        stays = shard.multiple(GUARD_SLOTS.step, but=self._moving)
+        if stays is None:
+            self._moving.difference_update(shard.multiples(GUARD_SLOTS.step))
+            stays = shard.multiple(GUARD_SLOTS.step)
         return b"" if stays is None else cluster_guard_key(migration, stays)
 
     # ------------------------------------------------------------------ writing

@@ -29,12 +29,13 @@ from exodus.copy.impact import Turn, unpaced
 from exodus.copy.payload import (
     MigratedKeys,
     Packed,
+    PackedStrings,
     State,
     Uncarried,
     commands_for,
     field_expiry_commands,
 )
-from exodus.copy.read import ReadMode, ScannedKey, clock_ms
+from exodus.copy.read import BY_VALUE, ReadMode, ScannedKey, clock_ms
 from exodus.copy.read_cluster import reader_of
 from exodus.copy.refoot import NEVER, refoot
 from exodus.copy.scan import scan_once
@@ -62,7 +63,7 @@ class CopyMethod(StrEnum):
     PAYLOAD = "dump-restore"
     REFOOTED = "re-footed payload"
     BY_TYPE = "by type"
-    LONG_STRING = "by type: a long string is cheaper as it is"
+    STRING = "by type: a string is cheaper as it is"
     PIECES = "in pieces"
     MIGRATE = "MIGRATE"
     NATIVE = "native replication"
@@ -257,8 +258,12 @@ class Copier:
             following, batch = await self._reader.scan(cursor, count)
             keys = batch.keys
             wanted = _wanted(keys, report)
-            if self._strategy is CopyMethod.PAYLOAD and len(wanted) == len(keys) and batch.payloads:
-                return following, keys, Packed(keys, batch.expiries_ms, batch.values)
+            if len(wanted) == len(keys):
+                if batch.strings:
+                    packed = PackedStrings(keys, batch.expiries_ms, batch.values, CopyMethod.STRING)
+                    return following, keys, packed
+                if self._strategy is CopyMethod.PAYLOAD and batch.payloads:
+                    return following, keys, Packed(keys, batch.expiries_ms, batch.values)
             seen = [each for each in batch.rows() if not is_own(each.key)]
             return following, keys, await self._states(db, seen, report)
 
@@ -325,14 +330,15 @@ class Copier:
                 states.append(State(key, how=CopyMethod.PIECES, large=True))
             elif kind == b"none":
                 states.append(State(key))
-            elif not kind and isinstance(value, list):
+            elif kind == BY_VALUE or (not kind and isinstance(value, list)):
+                string = value[0] if isinstance(value, list) else value
                 states.append(
                     State(
                         key,
                         max(0, expiry_ms),
                         None,
-                        (("SET", self._place(db, key), value[0]),),
-                        CopyMethod.LONG_STRING,
+                        (("SET", self._place(db, key), string),),
+                        CopyMethod.STRING,
                     )
                 )
             elif payloads:
@@ -514,6 +520,8 @@ class Copier:
         count = len(packed)
         if not count:
             return
+        by_value = isinstance(packed, PackedStrings)
+        how = packed.how if isinstance(packed, PackedStrings) else self._strategy
         try:
             replies = await self._to.run_packed(db, packed)
         except (Uncarried, error_of(self._to.leg.side)) as exc:
@@ -525,14 +533,14 @@ class Copier:
         waiting = 0
         if replies.count(b"OK") != count:
             told = [
-                self._refusal(key, reply, report, payload=True)
+                self._refusal(key, reply, report, payload=not by_value)
                 for key, reply in zip(packed.keys, replies, strict=True)
                 if isinstance(reply, ReplyError)
             ]
             refused = [each for each in told if each is not None]
             waiting = len(told) - len(refused)
         report.copied += count - len(refused) - waiting
-        report.strategies[self._strategy] += count - len(refused) - waiting
+        report.strategies[how] += count - len(refused) - waiting
         report.payload_bytes += packed.size()
         if packed.size() >= HEAVY_BYTES:
             sizes = zip(packed.keys, map(len, packed.payloads), strict=True)

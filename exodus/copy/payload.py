@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from exodus.copy.value import Command, pairs
 from exodus.net.leg import Reply, ReplyError
 from exodus.plan.bounds import PAYLOAD_CHUNK
-from exodus.resp.encode import Arg, encode_many
+from exodus.resp.encode import Arg, encode_many, encode_strings, string_commands
 from exodus.topology.node import NodeFacts
 
 
@@ -156,6 +156,35 @@ class Packed:
         return (
             State(key, max(at_ms, 0), payload)
             for key, at_ms, payload in zip(self.keys, self.expiries_ms, self.payloads, strict=True)
+        )
+
+
+@dataclass(slots=True)
+class PackedStrings(Packed):
+    """The same for strings, each as its value."""
+
+    how: str = ""  # the strategy, as it is counted
+
+    def body(self) -> bytes:
+        """Return the commands that write them, encoded."""
+        return encode_strings(self.keys, self.expiries_ms, self.payloads)
+
+    def commands(self, groups: list[list[int]]) -> tuple[bytes, int, list[list[int]]]:
+        """Return the commands as arguments of a script; see `string_commands`."""
+        return string_commands(self.keys, self.expiries_ms, self.payloads, groups)
+
+    def as_commands(self) -> list[Command]:
+        """Return the commands that write them."""
+        return [
+            ("SET", key, value, "PXAT", at_ms) if at_ms > 0 else ("SET", key, value)
+            for key, at_ms, value in zip(self.keys, self.expiries_ms, self.payloads, strict=True)
+        ]
+
+    def __iter__(self) -> Iterator[State]:
+        """Yield the states one by one."""
+        return (
+            State(key, max(at_ms, 0), None, (("SET", key, value),), self.how)
+            for key, at_ms, value in zip(self.keys, self.expiries_ms, self.payloads, strict=True)
         )
 
 

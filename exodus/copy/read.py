@@ -37,8 +37,8 @@ class ReadMode(StrEnum):
     """What is read of a key."""
 
     PAYLOAD = "payload"
-    # The payload, but of a string of some KB, where scripts are allowed, its value: DUMP would try
-    # to compress it, and sum it up
+    # The payload, but of strings, where scripts are allowed, the value: DUMP would try to compress
+    # it, and sum it up. Of a string below some KB only in a scan that has found nothing else
     EITHER = "either"
     VALUE = "value"
     # The value of a string, the payload of all else: `decode.py` has the values in those
@@ -48,11 +48,15 @@ class ReadMode(StrEnum):
     NAME = "name"  # whether it is there, and nothing else
 
 
+BY_VALUE = b"value"  # the kind of a string that is told by its value, where payloads are asked for
+_STRING_PAYLOAD = b"\x00"  # how a string's payload begins
+
+
 class ScannedKey(NamedTuple):
     """One key at one instant.
 
-    `kind` is `none` where it does not exist, and empty where only a payload was asked for; `value`
-    is None where it has to be read in another way.
+    `kind` is `none` where it does not exist. Where payloads were asked for it is empty, or
+    `BY_VALUE`. `value` is None where it has to be read in another way.
     """
 
     key: bytes
@@ -68,13 +72,24 @@ class Batch(NamedTuple):
     """
 
     keys: list[bytes]
-    kinds: list[bytes]  # none with payloads and sizes
+    kinds: list[bytes]  # none with payloads and sizes, unless strings were expected
     expiries_ms: list[int]
     values: list[Reply]  # as in a script's answer: None for "read in another way", 0 for "large"
 
     @property
     def payloads(self) -> bool:
         """Return whether every key is there, with its payload."""
+        return self._whole and not any(self.kinds)
+
+    @property
+    def strings(self) -> bool:
+        """Return whether every key is there and a string with its value, where payloads were asked
+        for.
+        """
+        return self._whole and bool(self.kinds) and self.kinds.count(BY_VALUE) == len(self.kinds)
+
+    @property
+    def _whole(self) -> bool:
         return set(map(type, self.values)) <= {bytes} and min(self.expiries_ms, default=-1) > -2
 
     def rows(self) -> list[ScannedKey]:
@@ -179,9 +194,8 @@ class Reader:
             "scan", cursor, asked, *(("strings",) if self._strings else ())
         )
         batch = Batch.told(keys, *columns)
-        self._strings = self._what in (ReadMode.VALUE, ReadMode.COMPARABLE) and columns[0] == [
-            b"string"
-        ]
+        if keys:
+            self._strings = self._expects_strings(*columns)
         if None not in batch.values:
             # With a value for every key there is nothing to ask again.
             self._fitting = asked * 2 if asked < count else None
@@ -190,6 +204,12 @@ class Reader:
         if left := len(self._unread(rows)):
             self._fitting = max(READ_SCAN_KEYS_MIN, len(rows) - left)
         return int(following), Batch.of(await self._complete(rows))
+
+    def _expects_strings(self, kinds: list[bytes], _: list[int], values: Sequence[Reply]) -> bool:
+        """Return whether the next SCAN may expect strings, after this answer."""
+        if self._what is ReadMode.EITHER:
+            return kinds == [BY_VALUE] if kinds else _strings_only(values)
+        return self._what in (ReadMode.VALUE, ReadMode.COMPARABLE) and kinds == [b"string"]
 
     async def keys(self, keys: Sequence[bytes]) -> list[ScannedKey]:
         """Return the keys named, in their order."""
@@ -431,6 +451,14 @@ _make_seen = partial(
     # Without the detour through Python that a NamedTuple's own constructor takes, a third of all
     # our time here
 )
+
+
+def _strings_only(values: Sequence[Reply]) -> bool:
+    """Return whether all that was read without expecting it are strings, and there are some."""
+    read = [value for value in values if value]
+    return bool(read) and all(
+        isinstance(value, list) or value.startswith(_STRING_PAYLOAD) for value in read
+    )
 
 
 def clock_ms(time: Sequence[bytes]) -> int:

@@ -117,6 +117,9 @@ _clusters_turn = threading.Lock()
 
 def cluster_of(cluster: Cluster) -> ClusterState:
     """Return what this process knows of a cluster; one object, whatever user connects."""
+    found = _clusters.get(cluster.cluster)
+    if found is not None:
+        return found  # by far the most frequent, and for each batch
     with _clusters_turn:
         return _clusters.setdefault(cluster.cluster, ClusterState(cluster))
 

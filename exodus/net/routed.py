@@ -62,7 +62,10 @@ def key_of(command: Sequence[Arg]) -> bytes | None:
 
 async def together(works: Iterable[Awaitable[T]]) -> list[T]:
     """Return the results of works that run at once. Where one fails, the others are ended first."""
-    found = await asyncio.gather(*works, return_exceptions=True)
+    each_work = list(works)
+    if len(each_work) == 1:
+        return [await each_work[0]]  # no task is made for it
+    found = await asyncio.gather(*each_work, return_exceptions=True)
     for each in found:
         if isinstance(each, BaseException):
             raise each
@@ -186,6 +189,18 @@ class RoutedLeg(Leg):
         if NO_SHARD in found:
             self.master_of(keys[found[NO_SHARD][0]])  # says which slot it is
         return {view.shards[number].master: places for number, places in found.items()}
+
+    def slots_by_node(self, keys: Sequence[bytes]) -> dict[str, list[list[int]]]:
+        """Return the same, with the places of each slot together.
+
+        Raises:
+            SourceError, TargetError: no node has the slot of a key.
+        """
+        view = cluster_of(self.cluster).known
+        found = view.groups_by_owner(keys)
+        if NO_SHARD in found:
+            self.master_of(keys[found[NO_SHARD][0][0]])  # says which slot it is
+        return {view.shards[number].master: groups for number, groups in found.items()}
 
     async def nodes(self) -> list[Leg]:
         """Return a connection to each master: users, settings and scripts are not shared.

@@ -262,6 +262,13 @@ RIGHTS = (
         "to write a key from its payload",
         without="keys are copied type by type",
     ),
+    Right(
+        _words("mset"),
+        _WRITERS,
+        "to write strings of one slot together",
+        cluster=True,
+        without="each string is written by itself, which takes longer",
+    ),
     Right(_words("pexpireat pexpire persist hpexpireat"), _WRITERS, "to set and remove expiries"),
     Right(
         _words("function|load"),

@@ -20,7 +20,7 @@ from exodus.copy.guard import (
     set_writer_epoch,
 )
 from exodus.copy.guarded_cluster import GuardedCluster, guarded_leg
-from exodus.copy.payload import State
+from exodus.copy.payload import PackedStrings, State
 from exodus.errors import EpochEnded
 from exodus.net.leg import ReplyError
 from exodus.plan.vocabulary import Side
@@ -31,6 +31,7 @@ from tests.support.clusters import ClusterBox
 pytestmark = pytest.mark.fault
 MakeCluster = Callable[..., ClusterBox]
 NAME = "guarded"
+FAR_MS = 4_000_000_000_000
 KINDS = [ServerKind.REDIS_62, ServerKind.VALKEY_91]
 
 
@@ -41,6 +42,18 @@ def in_slot(slot: int, name: str) -> bytes:
 
 def states(keys: list[bytes], value: bytes = b"new") -> list[State]:
     return [State(key, commands=(("SET", key, value),)) for key in keys]
+
+
+def strings(keys: list[bytes], value: bytes = b"new") -> PackedStrings:
+    """The keys as a backfill writes them, every fourth with an expiry."""
+    expiries_ms = [-1 if at % 4 else FAR_MS + at for at in range(len(keys))]
+    return PackedStrings(keys, expiries_ms, [value] * len(keys))
+
+
+def calls(box: ClusterBox, command: str) -> int:
+    """How often the nodes ran a command."""
+    found = [node.client().info("commandstats").get(f"cmdstat_{command}") for node in box.masters()]
+    return sum(each["calls"] for each in found if each is not None)
 
 
 def refused(replies: list[object]) -> list[str]:
@@ -227,3 +240,98 @@ async def test_a_lane_that_lost_its_lease_writes_nothing(follower: Endpoint) -> 
             await writer.run_states(0, states([b"key"]))
         with pytest.raises(EpochEnded):
             await writer.check(enforced=True)
+
+
+async def test_strings_of_a_slot_are_written_by_one_command(
+    box: ClusterBox, writer: GuardedCluster
+) -> None:
+    """A command in a script costs a node more than the key in it."""
+    slots = (0, 100, 5_461, 16_383)
+    keys = [in_slot(slot, f"k{number}") for number in range(16) for slot in slots]
+    with box.client() as client:
+        client.rpush(keys[1], "another type")
+        client.set(keys[5], "expires", px=60_000)
+    before = calls(box, "mset"), calls(box, "set")
+    assert await writer.run_packed(0, strings(keys)) == [b"OK"] * len(keys)
+    timed = keys[::4]
+    assert (calls(box, "mset") - before[0], calls(box, "set") - before[1]) == (3, len(timed))
+    with box.client() as client:
+        assert {client.get(key) for key in keys} == {b"new"}
+        for at, key in enumerate(keys):
+            left_ms = client.pttl(key)
+            assert (left_ms > 60_000) if at % 4 == 0 else (left_ms == -1)
+
+
+async def test_a_slot_may_have_more_strings_than_a_command_in_a_script_holds(
+    box: ClusterBox, writer: GuardedCluster
+) -> None:
+    keys = [in_slot(100, f"k{number}") for number in range(4_500)]
+    packed = PackedStrings(keys, [-1] * len(keys), [b"new"] * len(keys))
+    before = calls(box, "mset")
+    assert await writer.run_packed(0, packed) == [b"OK"] * len(keys)
+    assert calls(box, "mset") - before == 2
+    with box.client() as client:
+        assert set(client.mget(keys)) == {b"new"}
+
+
+async def test_a_writer_that_slept_through_the_switch_writes_no_strings(
+    box: ClusterBox, follower: Endpoint, writer: GuardedCluster
+) -> None:
+    keys = [in_slot(slot, f"k{number}") for slot in (1, 6_000, 16_383) for number in range(8)]
+    await writer.run_packed(0, strings(keys, b"old"))
+    await set_writer_epoch(follower, NAME, 8)
+    with pytest.raises(EpochEnded):
+        await writer.run_packed(0, strings(keys))
+    with box.client() as client:
+        assert {client.get(key) for key in keys} == {b"old"}
+
+
+async def test_strings_of_a_slot_on_its_way_are_written_where_they_are(
+    box: ClusterBox, writer: GuardedCluster
+) -> None:
+    """A part of the keys of one MSET is on each node: no node may run it."""
+    first, second, _ = box.masters()
+    keys = [in_slot(100, f"k{number}") for number in range(12)]
+    new = [in_slot(100, f"new{number}") for number in range(6)]
+    await writer.run_packed(0, strings(keys, b"old"))
+    with box.migrating(100, second):
+        assert box.move_keys(100, first, second, at_most=6) == 6
+        written = [*keys, *new, b"elsewhere"]
+        assert await writer.run_packed(0, strings(written)) == [b"OK"] * len(written)
+    with box.client() as client:
+        assert {client.get(key) for key in written} == {b"new"}
+
+
+async def test_one_string_that_is_refused_stops_no_other_of_its_slot(
+    box: ClusterBox, writer: GuardedCluster
+) -> None:
+    keys = [in_slot(100, name) for name in ("fine1", "fine2", "fine3", "fine4", "odd", "fine5")]
+    for node in box.nodes:
+        with node.client() as client:
+            allowed = ["~exodus:*guarded.*", "~*fine*"]  # the guard keys, and all but one
+            client.execute_command("ACL", "SETUSER", USER, "resetkeys", *allowed)
+    replies = await writer.run_packed(0, strings(keys))
+    assert [isinstance(reply, ReplyError) for reply in replies] == [
+        key.endswith(b"odd") for key in keys
+    ]
+    with box.client() as client:
+        assert [client.get(key) for key in keys] == [
+            None if key.endswith(b"odd") else b"new" for key in keys
+        ]
+
+
+async def test_without_the_right_to_mset_each_string_is_written_by_itself(
+    box: ClusterBox, writer: GuardedCluster
+) -> None:
+    for node in box.nodes:
+        with node.client() as client:
+            client.execute_command("ACL", "SETUSER", USER, "-mset")
+    keys = [in_slot(100, f"k{number}") for number in range(8)]
+    for value in (b"first", b"second"):
+        assert await writer.run_packed(0, strings(keys, value)) == [b"OK"] * len(keys)
+        with box.client() as client:
+            assert {client.get(key) for key in keys} == {value}
+    assert calls(box, "mset") == 0
+    with box.masters()[0].client() as client:
+        errors = client.info("commandstats").get("cmdstat_mset", {}).get("rejected_calls", 1)
+    assert errors <= 1, "it was tried again"

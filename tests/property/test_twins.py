@@ -20,7 +20,7 @@ from hypothesis import given, settings
 
 from exodus import compiled
 from exodus.plan.vocabulary import JournalMode
-from exodus.resp.encode import encode
+from exodus.resp.encode import encode, encode_arguments
 from tests.support.full import FULL
 from tests.support.script import Recorder
 
@@ -287,6 +287,52 @@ def test_both_forms_know_the_same_slots(keys: list[bytes], seed: int) -> None:
     assert places == SOURCES.key_slots.places_by_owner(keys, owners)
     assert sorted(at for each in places.values() for at in each) == list(range(len(keys)))
     assert all(owners[slots[at]] == owner for owner, each in places.items() for at in each)
+    groups = RUNNING.key_slots.groups_by_owner(keys, owners)
+    assert groups == SOURCES.key_slots.groups_by_owner(keys, owners)
+    together = {owner: sorted(at for part in each for at in part) for owner, each in groups.items()}
+    assert together == places
+    assert all(len({slots[at] for at in each}) == 1 for of in groups.values() for each in of)
+    assert sum(map(len, groups.values())) == len(set(slots))
+
+
+def test_both_forms_know_the_same_tags() -> None:
+    assert RUNNING.key_slots.tags_by_slot(b"m-1") == SOURCES.key_slots.tags_by_slot(b"m-1")
+
+
+@given(
+    st.lists(
+        st.tuples(st.binary(max_size=300), st.integers(-2, 2**45), st.binary(max_size=300)),
+        max_size=20,
+    ),
+    st.integers(1, 5),
+)
+def test_both_forms_encode_the_same_strings(
+    strings: list[tuple[bytes, int, bytes]], step: int
+) -> None:
+    """The batch of a single server, and the groups of a cluster's node."""
+    keys, expiries_ms, values = ([each[at] for each in strings] for at in range(3))
+    sent = RUNNING.encode.encode_strings(keys, expiries_ms, values)
+    assert sent == SOURCES.encode.encode_strings(keys, expiries_ms, values)
+    commands = [
+        ("SET", key, value, "PXAT", at_ms) if at_ms > 0 else ("SET", key, value)
+        for key, at_ms, value in strings
+    ]
+    assert sent == b"".join(encode(*command) for command in commands)
+    places = list(range(len(keys)))
+    groups = [places[start : start + step] for start in range(0, len(places), step)]
+    words, count, written = RUNNING.encode.string_commands(keys, expiries_ms, values, groups)
+    told = SOURCES.encode.string_commands(keys, expiries_ms, values, groups)
+    assert (words, count, written) == told
+    wanted = b""
+    for each in written:
+        command = commands[each[0]]
+        if len(each) > 1:
+            command = ("MSET", *[word for at in each for word in (keys[at], values[at])])
+            assert all(expiries_ms[at] <= 0 for at in each)
+        wanted += encode_arguments(len(command), *command)
+        count -= len(command) + 1
+    assert (words, count) == (wanted, 0)
+    assert sorted(at for part in written for at in part) == places
 
 
 @pytest.mark.skipif(

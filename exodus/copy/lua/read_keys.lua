@@ -1,6 +1,7 @@
 -- Arguments: payload, either (a string that takes over 4 KB comes as its value, in an array of its
--- own), value, comparable (the value of a string, the payload of all else), size (bytes of memory),
--- outline (a value's length and one, so that none is 0) or name (nothing but whether it is there);
+-- own; with `strings` any string comes as its value, with the type `value`), value, comparable (the
+-- value of a string, the payload of all else), size (bytes of memory), outline (a value's length
+-- and one, so that none is 0) or name (nothing but whether it is there);
 -- PEXPIRETIME known (1 or 0), MEMORY USAGE allowed (1 or 0), bytes to collect, key bytes and
 -- elements from which a key is large (the latter count where memory cannot be asked for); then
 -- either `scan`, cursor, count, and `strings` where all are expected to be (types are asked for
@@ -10,8 +11,8 @@
 -- Numbers for commands are text already: to print one, `%.17g`, takes a server longer than
 -- GETRANGE.
 -- Answer, in columns, which cost both ends less than a row a key: cursor, names (only of `scan`),
--- types (none with payloads and sizes, a single one where all are the same), expiries (-1 none, -2
--- no such key), and values, which are nil for "ask again" and 0 for "large".
+-- types (none with payloads and sizes, unless with `strings`; a single one where all are the same),
+-- expiries (-1 none, -2 no such key), and values, which are nil for "ask again" and 0 for "large".
 local payload = ARGV[1] == 'payload' or ARGV[1] == 'either'
 local sized, outlined = ARGV[1] == 'size', ARGV[1] == 'outline'
 local dumped = payload or ARGV[1] == 'comparable'
@@ -110,7 +111,8 @@ if ARGV[7] == 'like' and not outlined then
   end
   return told()
 end
-local collected, guessing = 0, ARGV[7] == 'scan' and ARGV[10] == 'strings'
+local guessed = ARGV[7] == 'scan' and ARGV[10] == 'strings'
+local collected, guessing = 0, guessed
 for at = 1, #expiries do
   local key = keys[first + at - 1]
   local kind, value
@@ -118,7 +120,7 @@ for at = 1, #expiries do
     value = redis.pcall('GETRANGE', key, '0', ARGV[5])
     if type(value) == 'table' then
       guessing, value = false, nil
-    elseif value ~= '' then
+    elseif value ~= '' or expiries[at] ~= -2 then
       kind = 'string'
     end
   end
@@ -159,7 +161,11 @@ for at = 1, #expiries do
       end
     end
   end
-  if not payload and not sized then kinds[at] = kind end
+  if not payload and not sized then
+    kinds[at] = kind
+  elseif guessed then
+    kinds[at] = kind == 'string' and 'value' or kind or ''
+  end
   values[at] = value
 end
 return told()
