@@ -60,6 +60,7 @@ from exodus.plan.address import Address, Cluster
 from exodus.plan.bounds import (
     HUB_DRAIN_LOOK_S,
     HUB_FLUSH_S,
+    LEAVERS_TURN_S,
     MOVE_SECONDS_MAX,
     STRANGERS_SHARE,
     STRANGERS_TURN_S,
@@ -87,6 +88,7 @@ class Gateway:
         self.options = options
         self.turns = Turns()
         self.strangers = Turns(STRANGERS_SHARE, turn_s=STRANGERS_TURN_S)
+        self.leavers = Turns(turn_s=LEAVERS_TURN_S)
         self.telemetry = Telemetry(KeySketches())
         self.tasks = BackgroundTasks("gateway")
         self.connections_ever = 0

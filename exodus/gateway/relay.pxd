@@ -41,7 +41,7 @@ cdef class Connection:
     cdef public str host
     cdef object _loop, _connecting
     cdef public bint full
-    cdef bint _paused_by_session, _paused_by_leg, _ended, _eof_waits
+    cdef bint _paused_by_session, _paused_by_leg, _ended, _eof_waits, _leaves
     cdef list _early
     cdef bytes _rest, _shown, _shown_name
     cdef Py_ssize_t _rest_at, _free_bytes

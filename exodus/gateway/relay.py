@@ -52,6 +52,7 @@ class Hub(Protocol):
     connections: set[Connection]
     turns: Turns
     strangers: Turns
+    leavers: Turns
 
     def orders_for(self, name: bytes) -> Orders:
         """Return the orders for a client name: a rehearsal's sessions follow their own."""
@@ -281,6 +282,7 @@ class Connection:
         self.full = False  # it has too many unanswered requests
         self._eof_waits = False  # the client's EOF is behind bytes that wait for their turn
         self._ended = False  # the client sends no more; the authority is to be told
+        self._leaves = False  # the client has gone, and nothing is waited for
         # Before the leg: uvloop reads once, whatever connection_made says.
         self._early: list[bytes] = []
 
@@ -370,8 +372,10 @@ class Connection:
             self.wait_for_turn()
 
     def take_turn(self) -> None:
-        """Read the next part of the bytes; `Turns` calls it."""
+        """Read the next part of the bytes, or end; `Turns` calls it."""
         self.turns = None
+        if self._leaves:
+            self.drop_leg()
         if self.full or self.client_gone:
             return  # `answered` continues
         at, size = (
@@ -486,7 +490,10 @@ class Connection:
             self.caught_up()
             self._loop.call_later(CONNECT_TIMEOUT_S, self.drop_leg)
         else:
-            self.drop_leg()
+            # In turns, since hundreds of clients may end at once.
+            self._leaves = True
+            self.turns = self.hub.leavers
+            self.turns.add(self)
 
     def pause_writing(self) -> None:
         if self.leg is not None and self.leg.transport is not None and not self.leg.lost:

@@ -36,6 +36,7 @@ STRANGER_TURN_LINES = 24  # Line ends in them: HELLO with AUTH and SETNAME has 1
 STRANGERS_WAITING_MAX = 500  # Clients without a login that take turns. More are closed.
 ACCEPTS_A_PASS = 2  # New connections of a listener that begin in one pass of the loop.
 ACCEPTS_AGAIN_S = 1  # Without room for one more connection, no sooner is one accepted.
+LEAVERS_TURN_S = 0.0003  # All clients that have gone share this much of a pass of the loop.
 TURNS_S = 0.001  # All clients that need several turns share this much of a pass of the loop.
 
 # The journal, the spool, and the intent log.

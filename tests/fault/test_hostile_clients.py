@@ -108,8 +108,10 @@ def _rss(fleet: Fleet) -> dict[str, int]:
 async def test_a_cutover_and_a_rollback_among_hostile_clients(
     make_server, tmp_path: Path, record_property
 ) -> None:
-    """Memory is bounded, both switches succeed, nothing is lost. What it cost the application is
-    told, and not judged here.
+    """Memory is bounded, both switches succeed, nothing is lost.
+
+    The application's p99 is told. With FULL=1 it is judged: at most twice that with the same
+    strangers at a server that nobody uses, since they take time from these cores wherever they go.
     """
     source, target = make_server(ServerKind.REDIS_62), make_server(ServerKind.VALKEY_91)
     control = make_server(ServerKind.VALKEY_91, appendonly="yes")
@@ -158,6 +160,8 @@ async def test_a_cutover_and_a_rollback_among_hostile_clients(
                 "a stranger never came to it"
             )
         assert (SOAK_S < 10) or done["pipelined_inline"] * INLINE_COMMANDS >= 900_000 or not FULL
+        beside_p99 = max(_p99(without), _p99(beside["another_server"]))
+        assert not FULL or _p99(among) <= 2 * beside_p99, facts
         await fleet.agrees(application)
         await application.end()
         assert max(grown.values()) < RSS_BYTES_MAX, grown
