@@ -10,7 +10,7 @@ import re
 from typing import Any
 
 from exodus.control.phases import PhaseState, PhaseStatus
-from exodus.errors import EvidenceFailed, OperatorError
+from exodus.errors import EvidenceFailed
 from exodus.plan.bounds import TASKS_EVIDENCE_REASONS_MAX, TASKS_EVIDENCE_ROWS_MAX
 from exodus.safe_text import markdown
 from tasks.artifacts import (
@@ -145,6 +145,6 @@ def _data_docs(judged: Judged, migration: str, phase: str) -> Json:
     """
     try:
         return write_data_docs(judged, migration, phase)
-    except (OSError, OperatorError) as exc:
+    except Exception as exc:  # a library renders them, and may raise anything
         log.warning("the data docs of %s could not be written", phase, exc_info=True)
         return {"why": f"not written: {exc}"}

@@ -103,6 +103,19 @@ def test_a_gate_without_a_page_is_said(folder: Path, monkeypatch: pytest.MonkeyP
     assert list(folder.parent.iterdir()) == []
 
 
+def test_what_the_library_raises_fails_no_evidence(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judged = _judged()
+
+    def broken(**_: object) -> None:
+        raise KeyError("a renderer")
+
+    monkeypatch.setattr(judged.context, "build_data_docs", broken)
+    assert "a renderer" in evidence._data_docs(judged, "shop", "analyze")["why"]
+    assert list(folder.parent.iterdir()) == []
+
+
 def test_evidence_without_a_folder_for_pages_says_why(
     folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
