@@ -15,7 +15,7 @@ cdef class Turns:
     cdef double _rests, _turn_s
 
     cpdef add(self, Connection connection)
-    @cython.locals(connection=Connection, began=double, ends=double, rest_s=double)
+    @cython.locals(connection=Connection, began_cpu=double, ends=double, rest_s=double)
     cpdef _run(self)
     cpdef _rested(self)
 

@@ -12,7 +12,7 @@ import contextlib
 import logging
 import ssl
 from collections import deque
-from time import monotonic
+from time import monotonic, thread_time
 from typing import Protocol, cast
 
 from exodus.control.changes import Barrier, Key
@@ -156,8 +156,8 @@ class Turns:
             asyncio.get_running_loop().call_soon(self._run)
 
     def _run(self) -> None:
-        began = monotonic()
-        ends = began + self._turn_s
+        ends = monotonic() + self._turn_s
+        began_cpu = thread_time() if self._rests > 0 else 0.0
         waiting = self._waiting
         while waiting:
             connection = waiting.popleft()
@@ -166,8 +166,9 @@ class Turns:
             if monotonic() >= ends:
                 break
         if self._rests > 0:
-            # Also when nobody waits: who comes next waits for the end of the rest.
-            rest_s = max(self._turn_s, monotonic() - began) * self._rests
+            # Also when nobody waits: who comes next waits for the end of the rest. It goes by
+            # processor time, since on a busy machine a turn may wait in its middle.
+            rest_s = max(self._turn_s, thread_time() - began_cpu) * self._rests
             asyncio.get_running_loop().call_later(rest_s, self._rested)
         elif waiting:
             asyncio.get_running_loop().call_soon(self._run)
