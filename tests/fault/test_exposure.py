@@ -306,6 +306,16 @@ def test_slow_readers_hold_no_more_than_a_few_threads() -> None:
 # control store nothing
 
 
+async def _entries(local: LocalMigration) -> dict[bytes, int]:
+    """Return the length of each stream of the control store."""
+    client = local.store.client
+    return {
+        key: await client.xlen(key)
+        for key in await client.keys("*")
+        if await client.type(key) == b"stream"
+    }
+
+
 async def test_refused_writes_leave_nothing_in_the_control_store(local: LocalMigration) -> None:
     """400 SETs with keys of 16 kB, which the source refuses while every write is journalled.
 
@@ -317,12 +327,15 @@ async def test_refused_writes_leave_nothing_in_the_control_store(local: LocalMig
     try:
         gateway = await local.gateway()
         await local.change(journal="all")
-        keys = sorted(await local.store.client.keys("*"))
-        entries = [
-            await local.store.client.xlen(key)
-            for key in keys
-            if await local.store.client.type(key) == b"stream"
-        ]
+        entries: dict[bytes, int] = {}
+
+        async def settled() -> bool:  # what the change itself journals is there
+            nonlocal entries
+            entries = await _entries(local)
+            await asyncio.sleep(0.5)
+            return entries == await _entries(local)
+
+        await until(settled, within_s=20, otherwise="somebody writes the journal")
         before = (await local.store.client.info("memory"))["used_memory"]
         reader, writer = await asyncio.open_connection("127.0.0.1", local.port)
         for number in range(400):
@@ -335,12 +348,7 @@ async def test_refused_writes_leave_nothing_in_the_control_store(local: LocalMig
 
         await until(flushed, within_s=10, otherwise="refused writes count as unflushed")
         after = (await local.store.client.info("memory"))["used_memory"]
-        streams = [
-            key
-            for key in sorted(await local.store.client.keys("*"))
-            if await local.store.client.type(key) == b"stream"
-        ]
-        assert [await local.store.client.xlen(key) for key in streams] == entries
+        assert await _entries(local) == entries
         assert after - before < 2_000_000
         assert gateway.journaler.gaps == {}
     finally:
