@@ -69,7 +69,7 @@ def evidence_folder() -> Path:
 
 
 def write_data_docs(judged: Judged, migration: str, phase: str) -> Json:
-    """Replace the pages of a phase's gates by those of this evaluation.
+    """Write the pages of a phase's gates, in place of those of the last evaluation.
 
     Returns:
         `index`, the path of the first page, and `sha256`, the digest of all pages.
@@ -134,7 +134,7 @@ def _gates(judged: Judged, folder: Path) -> list[Json]:
     for name in dict.fromkeys(row["gate"] for row in judged.rows):
         rows = [row for row in judged.rows if row["gate"] == name]
         result = next((folder / "validations" / name).rglob("*.html"), None)
-        if result is None:  # the library logs what it could not render, and goes on
+        if result is None:  # a failed page is only in the library's log
             raise OperatorError(
                 f"Great Expectations rendered no page of the gate {name}",
                 why="the log of this run has its error",

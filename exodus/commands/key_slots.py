@@ -58,7 +58,7 @@ def places_by_owner(keys: Sequence[bytes], owners: Sequence[int]) -> dict[int, l
 
 
 def groups_by_owner(keys: Sequence[bytes], owners: Sequence[int]) -> dict[int, list[list[int]]]:
-    """Return owner → places of its keys in `keys`, those of each slot together.
+    """Return owner → groups of places in `keys`, one group for each slot.
 
     Args:
         keys: as they were scanned.

@@ -112,7 +112,7 @@ class GuardedCluster(GuardedLeg):
         return replies
 
     async def _run_strings(self, db: int, packed: PackedStrings) -> list[Reply]:
-        """Write strings by script: those of a slot that do not expire by one MSET.
+        """Write strings by script. One MSET writes all strings of a slot that have no expiry.
 
         Where an MSET is refused, each of its keys is written alone: the fault may be one key's.
         Where none of them has it, the user may not run MSET, and none is tried again.

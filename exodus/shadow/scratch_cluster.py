@@ -248,8 +248,8 @@ class ClusterScratch(Scratch):
         ]
 
     async def _remove_made_up(self, node: Leg, copies: Sequence[bytes]) -> None:
-        """Remove what a script wrote under names like those of copies. The node is scanned, so such
-        a script is tried `SCRIPT_DOUBTS_MAX` times at most.
+        """Scan the node and remove what a script wrote under names like those of copies. A scan is
+        expensive, so such a script is tried `SCRIPT_DOUBTS_MAX` times at most.
         """
         cursor = b""
         while cursor != b"0":

@@ -183,7 +183,7 @@ async def unconfined(plan: Plan, follower: Trials, ours: Leg) -> str:
     """Return why no script that writes is tried; empty: it can reach nothing but scratch copies.
 
     A script may run any command that its user may run. These would take it out of the database of
-    the scratch copies. On a cluster each trial is asked for by itself: see `confinement.py`.
+    the scratch copies. On a cluster, `confinement.py` checks each trial.
     """
     if plan.compare_user is None or not plan.compare_scripts:
         return "not_tried"

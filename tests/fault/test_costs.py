@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import struct
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -157,6 +158,23 @@ async def test_little_is_read_from_a_client_that_has_no_leg_yet(
     writer.transport.abort()
     assert kept > size // 2, f"{size - kept} bytes were taken from it"
     assert gateway.connections_ever > 0
+
+
+async def test_clients_that_end_at_once_leave_the_others_their_turn(local: LocalMigration) -> None:
+    """Three hundred end at once. Each pass of the loop ends a part of their legs."""
+    gateway = await local.gateway()
+    several = [socket.create_connection(("127.0.0.1", local.port)) for _ in range(300)]
+    async with asyncio.timeout(30):
+        while sum(each.leg is not None for each in gateway.connections) < len(several):
+            await asyncio.sleep(0.01)
+        for each in several:
+            each.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            each.close()  # by a reset
+        waited = 0
+        while gateway.connections:
+            await asyncio.sleep(0)  # one pass
+            waited = max(waited, len(gateway.leavers))
+    assert waited > 10, "all ended in one pass"
 
 
 async def _asks_for_a_login(gateway: Gateway) -> None:
