@@ -6,23 +6,20 @@ from __future__ import annotations
 
 import itertools
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import redis
 
-from exodus.acceptance.business import REPORT, check_business
+from exodus.acceptance.business import REPORT
 from exodus.acceptance.read_only import NotARead, ReadOnlyCluster, open_read_only
-from exodus.acceptance.rows import Checked
 from exodus.acceptance.trial_copy import TrialCopy, copy_trial, remove_trial
 from exodus.commands.key_slots import slot_of
-from exodus.plan.gate_checks import GateChecks
-from exodus.plan.plan import Plan
 from exodus.plan.vocabulary import Side
+from tests.support.business import checked, not_ok, plan_with
 from tests.support.cluster_gateway import cluster_migration
 from tests.support.clusters import ClusterBox
-from tests.support.local_migration import LocalMigration
 from tests.support.pair_of_clusters import Pair, role_users
 from tests.support.roles import denied
 from tests.support.servers import DatabaseServer
@@ -37,20 +34,6 @@ _TWIN = next(
     for number in itertools.count()
     if slot_of(b"other:%d" % number) == slot_of(b"k:1")
 )
-_PATTERNS = ("account:*", "session:*", "user:*", "events:*")
-
-
-def _red(rows: Sequence[Checked]) -> dict[str, str]:
-    return {row.check: row.detail for row in rows if row.judged and not row.ok}
-
-
-def _plan(local: LocalMigration, **checks: object) -> Plan:
-    checks = {"business_patterns": _PATTERNS, "data_keys": 10, **checks}
-    return local.plan.model_copy(update={"test_checks": GateChecks(**checks)})
-
-
-async def _rows(local: LocalMigration, plan: Plan) -> list[Checked]:
-    return await check_business(plan, plan, local.store)
 
 
 def _fill(box: Box) -> None:
@@ -91,11 +74,11 @@ async def test_the_shipped_checks_hold_on_a_copy_and_find_what_is_planted(
     with target.client() as client:  # of somebody
         client.hset("account:99", "balance", "1000")
     async with cluster_migration(source, target, control_server, tmp_path) as local:
-        plan = _plan(local, business_folder=_EXAMPLES)
+        plan = plan_with(local, business_folder=_EXAMPLES)
         trial = await copy_trial(plan, local.store)
         assert bool(trial.prefix) is isinstance(target, ClusterBox)
-        rows = await _rows(local, plan)
-        assert _red(rows) == {}
+        rows = await checked(local, plan)
+        assert not_ok(rows) == {}
         assert sum(row.judged for row in rows) == 3
         with _copied(target, trial) as client:
             client.hset(f"{trial.prefix}account:7", "balance", "8.25")
@@ -104,7 +87,7 @@ async def test_the_shipped_checks_hold_on_a_copy_and_find_what_is_planted(
             client.xgroup_destroy(f"{trial.prefix}events:b", "g")
         with source.client() as client:
             client.hset("session:99", "user", "nobody")
-        red = _red(await _rows(local, plan))
+        red = not_ok(await checked(local, plan))
         assert set(red) == {"business: balances", "business: sessions", "business: streams"}
         assert "sum_source=1237.5, sum_target=1238.5" in red["business: balances"]
         assert "side=source, session=session:99, user=nobody" in red["business: sessions"]
@@ -135,7 +118,7 @@ async def test_a_check_that_writes_to_a_cluster_is_red_and_changes_nothing(
         with box.client() as client:
             client.set("k", "v")
     async with cluster_migration(*pair, control_server, tmp_path) as local:
-        red = _red(await _rows(local, _plan(local, business_folder=folder)))
+        red = not_ok(await checked(local, plan_with(local, business_folder=folder)))
     assert set(red) == {f"business: {name}" for name in calls}
     assert all("is not a read" in why for why in red.values()), red
     for box in pair:
@@ -228,11 +211,11 @@ async def test_with_the_users_of_its_roles_nothing_is_refused(
         async with cluster_migration(*pair, control_server, tmp_path) as local:
             local.plan = local.plan.model_copy(update={**sides, "users": users})
             await local.store.save_plan(local.plan)
-            plan = _plan(local, business_folder=_EXAMPLES)
+            plan = plan_with(local, business_folder=_EXAMPLES)
             await copy_trial(plan, local.store)
-            rows = await _rows(local, plan)
+            rows = await checked(local, plan)
             await remove_trial(plan, local.store)
-            assert _red(rows) == {}
+            assert not_ok(rows) == {}
         servers = {Side.SOURCE: pair.source.nodes, Side.TARGET: pair.target.nodes}
         refused = [denied({side: node}) for side, nodes in servers.items() for node in nodes]
         assert refused == [[]] * 7

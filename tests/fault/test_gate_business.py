@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import shutil
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -13,30 +12,14 @@ import redis
 
 from exodus.acceptance.business import REPORT, check_business
 from exodus.acceptance.read_only import NotARead, open_read_only
-from exodus.acceptance.rows import Checked
 from exodus.acceptance.trial_copy import copy_trial, remove_trial
 from exodus.errors import OperatorError
-from exodus.plan.gate_checks import GateChecks
-from exodus.plan.plan import Plan
 from exodus.plan.vocabulary import Side
+from tests.support.business import checked, not_ok, plan_with
 from tests.support.local_migration import LocalMigration
 
 pytestmark = pytest.mark.fault
 _EXAMPLES = Path(__file__).resolve().parents[2] / "examples" / "checks"
-_PATTERNS = ("account:*", "session:*", "user:*", "events:*")
-
-
-def _red(rows: Sequence[Checked]) -> dict[str, str]:
-    return {row.check: row.detail for row in rows if row.judged and not row.ok}
-
-
-def _plan(local: LocalMigration, **checks: object) -> Plan:
-    checks = {"business_patterns": _PATTERNS, "data_keys": 10, **checks}
-    return local.plan.model_copy(update={"test_checks": GateChecks(**checks)})
-
-
-async def _rows(local: LocalMigration, plan: Plan) -> list[Checked]:
-    return await check_business(plan, plan, local.store)
 
 
 def _fill(source: redis.Redis) -> None:
@@ -56,10 +39,10 @@ async def test_the_shipped_checks_hold_on_a_copy_and_find_what_is_planted(
 ) -> None:
     source = local.servers[Side.SOURCE].client()
     _fill(source)
-    plan = _plan(local, business_folder=_EXAMPLES)
+    plan = plan_with(local, business_folder=_EXAMPLES)
     trial = await copy_trial(plan, local.store)
-    rows = await _rows(local, plan)
-    assert _red(rows) == {}
+    rows = await checked(local, plan)
+    assert not_ok(rows) == {}
     assert sum(row.judged for row in rows) == 3
     assert rows[0].line.startswith(f"3 business checks of {_EXAMPLES}, digest ")
 
@@ -69,7 +52,7 @@ async def test_the_shipped_checks_hold_on_a_copy_and_find_what_is_planted(
         target.xdel("events:a", "1-1")
         target.xgroup_destroy("events:b", "g")
     source.hset("session:99", "user", "nobody")
-    red = _red(await _rows(local, plan))
+    red = not_ok(await checked(local, plan))
     assert set(red) == {"business: balances", "business: sessions", "business: streams"}
     assert "sum_source=1237.5, sum_target=1238.5" in red["business: balances"]
     assert "side=source, session=session:99, user=nobody" in red["business: sessions"]
@@ -130,13 +113,13 @@ def _folder(local: LocalMigration, text: str) -> Path:
 async def test_a_check_that_fails_in_any_way_is_red(local: LocalMigration) -> None:
     for status in (0, 3):
         folder = _folder(local, _EXITS.format(status))
-        red = _red(await _rows(local, _plan(local, business_folder=folder)))
+        red = not_ok(await checked(local, plan_with(local, business_folder=folder)))
         assert list(red) == ["business: checks of the folder"]
     (folder / "one.py").unlink()
     for name, (text, _) in _BAD.items():
         (folder / f"{name}.py").write_text(text)
         (folder / f"{name}.py").chmod(0o600)
-    red = _red(await _rows(local, _plan(local, business_folder=folder)))
+    red = not_ok(await checked(local, plan_with(local, business_folder=folder)))
     for name, (_, why) in _BAD.items():
         said = red.pop(f"business: {name}", None)
         assert (said is None) is (why is None), name
@@ -148,36 +131,36 @@ async def test_a_check_that_fails_in_any_way_is_red(local: LocalMigration) -> No
 
 async def test_a_check_that_does_not_end_is_ended(local: LocalMigration) -> None:
     folder = _folder(local, "def check(source, target):\n    while True: pass\n")
-    plan = _plan(local, business_folder=folder, business_seconds_max=3.0)
-    assert "longer than 3 s" in _red(await _rows(local, plan))["business: checks of the folder"]
+    plan = plan_with(local, business_folder=folder, business_seconds_max=3.0)
+    assert "longer than 3 s" in not_ok(await checked(local, plan))["business: checks of the folder"]
 
 
 async def test_code_runs_only_where_nobody_else_can_put_it(local: LocalMigration) -> None:
     code = "import pandas as pd\ndef check(s, t): return pd.DataFrame({'ok': [1]})"
     folder = _folder(local, code)
-    plan = _plan(local, business_folder=folder)
-    assert _red(await _rows(local, plan)) == {}
+    plan = plan_with(local, business_folder=folder)
+    assert not_ok(await checked(local, plan)) == {}
     # Another client wrote this folder into the control store
     with pytest.raises(OperatorError, match="not run") as caught:
         await check_business(plan, local.plan, local.store)
     assert "only where both agree" in caught.value.why
-    hook = _plan(local, business_webhook="http://127.0.0.1:1/")
+    hook = plan_with(local, business_webhook="http://127.0.0.1:1/")
     with pytest.raises(OperatorError, match="not run"):
         await check_business(hook, local.plan, local.store)
     (folder / "one.py").chmod(0o666)
     with pytest.raises(OperatorError, match="not run") as caught:
-        await _rows(local, plan)
+        await checked(local, plan)
     assert "others than this worker's user may change" in caught.value.why
     (folder / "one.py").unlink()
     with pytest.raises(OperatorError, match="not run"):
-        await _rows(local, plan)
+        await checked(local, plan)
 
 
 async def test_the_digest_changes_with_the_code(local: LocalMigration) -> None:
     lines = []
     for text in ("1", "2"):
         code = f"import pandas as pd\ndef check(s, t): return pd.DataFrame({{'ok': [{text}]}})"
-        rows = await _rows(local, _plan(local, business_folder=_folder(local, code)))
+        rows = await checked(local, plan_with(local, business_folder=_folder(local, code)))
         lines.append(rows[0].detail)
     assert lines[0] != lines[1]
 
@@ -236,14 +219,14 @@ class Service:
 
 async def test_a_service_judges_and_its_rows_are_shown(local: LocalMigration) -> None:
     async with Service() as service:
-        plan = _plan(local, business_webhook=service.url)
+        plan = plan_with(local, business_webhook=service.url)
         service.answer = b'{"ok": true, "rows": []}'
-        assert _red(await _rows(local, plan)) == {}
+        assert not_ok(await checked(local, plan)) == {}
         asked = service.asked[0]
         assert (asked["migration"], asked["source"]["url"]) == (plan.name, plan.source.url)
         assert "password" not in json.dumps(asked)
         service.answer = b'{"ok": false, "why": "too few", "rows": [{"shop": "north", "n": 3}]}'
-        red = _red(await _rows(local, plan))
+        red = not_ok(await checked(local, plan))
         assert red == {"business: webhook": "too few: shop=north, n=3"}
         for status, answer in (
             ("500 Broken", b"{}"),
@@ -253,11 +236,11 @@ async def test_a_service_judges_and_its_rows_are_shown(local: LocalMigration) ->
             ("302 Found", b"{}"),
         ):
             service.status, service.answer = status, answer
-            red = _red(await _rows(local, plan))
+            red = not_ok(await checked(local, plan))
             assert list(red) == ["business: webhook"], (status, answer)
             assert "hidden" not in str(red)
-    assert "did not answer" in str(_red(await _rows(local, plan)))
+    assert "did not answer" in str(not_ok(await checked(local, plan)))
 
 
 async def test_without_any_nothing_is_judged(local: LocalMigration) -> None:
-    assert [row.judged for row in await _rows(local, local.plan)] == [False]
+    assert [row.judged for row in await checked(local, local.plan)] == [False]
