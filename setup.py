@@ -19,9 +19,8 @@ os.environ["EXODUS_COMPILED"] = "0"
 
 from exodus import compiled
 
-_UNCHECKED = {
-    "exodus.resp.scanner"
-}  # its indices are compared with the buffer's end where they are made
+# Their indices are compared with an end where they are made, or are a byte's value.
+_UNCHECKED = {"exodus.resp.scanner", "exodus.plan.share"}
 
 
 class Sources(build_py):

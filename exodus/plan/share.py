@@ -2,12 +2,13 @@
 verification. No I/O.
 
 A gateway asks it for every request while keys are sampled. zlib's `crc32` takes more time for its
-call than for a key's bytes, so the compiled form computes the same checksum by itself, from the
-table of the polynomial, one byte column a constant.
+call than for a key's bytes, so the compiled form computes the same checksum by itself, four bytes a
+step ("slicing by four", Kounavis and Berry 2005).
 """
 
 from __future__ import annotations
 
+from array import array
 from zlib import crc32
 
 _AS_SOURCE = __file__.endswith(".py")
@@ -22,10 +23,18 @@ def _row(byte: int) -> int:
     return value
 
 
-_ROWS = [_row(byte) for byte in range(256)]
-_COLUMN_0, _COLUMN_1, _COLUMN_2, _COLUMN_3 = (
-    bytes(row >> shift & 0xFF for row in _ROWS) for shift in (0, 8, 16, 24)
-)
+def _table() -> array[int]:
+    """Return what each byte value does to the checksum: as the last of four bytes, the third, the
+    second, the first.
+    """
+    last = [_row(byte) for byte in range(256)]
+    rows = list(last)
+    for at in range(3 * 256):
+        rows.append(rows[at] >> 8 ^ last[rows[at] & 0xFF])
+    return array("I", rows)
+
+
+_TABLE = _table()
 
 
 def share_bound(share: float) -> int:
@@ -40,14 +49,19 @@ def in_share(key: bytes, below: int, salt: int) -> bool:
     """
     if _AS_SOURCE:
         return crc32(key, salt) < below
-    view, size = key, len(key)  # the compiled form reads these as arrays of bytes
-    zero, one, two, three = _COLUMN_0, _COLUMN_1, _COLUMN_2, _COLUMN_3
-    value = salt
-    value = (value & _ALL) ^ _ALL
-    for at in range(size):
-        index = (value ^ view[at]) & 0xFF
-        low, high = zero[index], three[index]
-        low |= one[index] << 8 | two[index] << 16
-        value = (value >> 8) ^ (low | high << 24)
-    value ^= _ALL
-    return value < below
+    view, size = key, len(key)  # the compiled form reads it as an array of bytes
+    value = (salt & _ALL) ^ _ALL
+    at = 0
+    while at + 4 <= size:
+        value ^= view[at] | view[at + 1] << 8 | view[at + 2] << 16 | view[at + 3] << 24
+        value = (
+            _TABLE[768 + (value & 0xFF)]
+            ^ _TABLE[512 + (value >> 8 & 0xFF)]
+            ^ _TABLE[256 + (value >> 16 & 0xFF)]
+            ^ _TABLE[value >> 24]
+        )
+        at += 4
+    while at < size:
+        value = value >> 8 ^ _TABLE[(value ^ view[at]) & 0xFF]
+        at += 1
+    return (value ^ _ALL) < below

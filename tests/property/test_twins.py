@@ -211,6 +211,7 @@ def test_both_forms_say_the_same(
                 session.writes_in_flight,
                 len(session.pending),
                 session.cannot_switch,
+                (session.parts.replies.edits, session.parts.replies.copies),
                 telemetry.snapshot(),
                 telemetry.prefixes_snapshot(),
             )

@@ -140,16 +140,9 @@ class Admission:
                 self._pick(pending, args, buffered, start, end)
             elif pending.transaction is transaction:
                 self._pick_transaction(pending, transaction)
-        parts.pending.push(pending)
+        parts.expect(pending)
         if pending.rewritten is not None and command.role is Role.RESET:
             parts.expect_own_reply(now, LOGIN)
-        if (
-            pending.shadowed
-            or pending.substitute is not None
-            or pending.whole
-            or pending.reply_mode > _ON
-        ):
-            parts.replies.edits += 1
         return pending
 
     def _note_misfit(

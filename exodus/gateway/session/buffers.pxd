@@ -21,7 +21,7 @@ cdef class RequestBuffer:
 cdef class ReplyBuffer:
     cdef public ReplyScanner scanner
     cdef public bytes unsent
-    cdef public Py_ssize_t sent_bytes, edits
+    cdef public Py_ssize_t sent_bytes, edits, copies
     cdef public bint silent, skip_next, silence_asked, spoken
 
     cpdef speak(self)

@@ -64,6 +64,7 @@ class ReplyBuffer:
     """Bytes from the authority: an unfinished reply, and why replies may have to be changed."""
 
     __slots__ = (
+        "copies",
         "edits",
         "scanner",
         "sent_bytes",
@@ -79,6 +80,7 @@ class ReplyBuffer:
         self.unsent = b""  # the unfinished reply that may have to be dropped
         self.sent_bytes = 0  # of the unfinished reply, passed on already
         self.edits = 0  # reasons why replies may not simply be passed on
+        self.copies = 0  # replies under way that the comparer gets too
         self.silent = False  # CLIENT REPLY OFF
         self.skip_next = False  # CLIENT REPLY SKIP was answered: the next reply is dropped
         self.silence_asked = False  # CLIENT REPLY OFF or SKIP may be under way

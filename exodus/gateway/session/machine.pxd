@@ -60,7 +60,7 @@ cdef class Session:
     cpdef from_server(self, bytes data, double now)
     @cython.locals(buffer=ReplyBuffer, reply=Reply, found=list, buffered=bytes, passed=list,
                    at=Py_ssize_t, end=Py_ssize_t, frame=bytes, silent=bint, whole=bytes,
-                   cluster=bint, left=bint)
+                   cluster=bint, left=bint, unchanged=bint)
     cdef _edit(self, bytes data, double now, list marks)
     cdef bint _kept_whole(self, int first, Py_ssize_t unfinished_bytes) except -1
     @cython.locals(asked=Pending, by_server=bint)
@@ -68,6 +68,9 @@ cdef class Session:
     @cython.locals(buffer=ReplyBuffer, reply=Reply, scanner=ReplyScanner, end=Py_ssize_t,
                    partial=Py_ssize_t)
     cdef _relay(self, bytes buffered, list found, double now, list marks)
+    @cython.locals(buffer=ReplyBuffer, pending=PendingQueue, reply=Reply, at=Py_ssize_t,
+                   end=Py_ssize_t, whole=Py_ssize_t, copied=bint)
+    cdef _copy(self, bytes buffered, list found, double now, list marks)
     @cython.locals(buffer=ReplyBuffer, head=Pending, whole=bint)
     cdef bytes _pass_in_part(self, bytes rest, list passed)
     @cython.locals(buffer=ReplyBuffer, head=Pending)

@@ -285,7 +285,7 @@ class Session:
             self.out.to_client(data)
             return
         marks: list[Key] = []
-        if buffer.edits:
+        if buffer.edits or buffer.copies:
             self._edit(data, now, marks)
         else:
             # Passed on before it is read. A part of an unfinished reply has gone out already.
@@ -310,8 +310,12 @@ class Session:
         buffered = buffer.unsent + data if buffer.unsent else data
         found = buffer.scanner.feed(data)
         left = self.state.channels and buffered.find(b"sunsubscribe") >= 0
-        if cluster and buffer.edits == 1 and not left and not _may_redirect(buffered):
-            self._relay(buffered, found, now, marks)
+        unchanged = buffer.edits == cluster and not left
+        if unchanged and not (cluster and _may_redirect(buffered)):
+            if buffer.copies:
+                self._copy(buffered, found, now, marks)
+            else:
+                self._relay(buffered, found, now, marks)
             return
         at = 0
         passed: list[bytes] = []
@@ -362,6 +366,26 @@ class Session:
         for reply in found:
             self.matching.answered(reply, now, marks, _NOTHING)
 
+    def _copy(self, buffered: bytes, found: list[Reply], now: float, marks: list[Key]) -> None:
+        """Pass on replies unchanged, and copy those to sampled requests."""
+        buffer, pending = self.parts.replies, self.pending
+        at = 0
+        for reply in found:
+            end = at + reply.size - buffer.sent_bytes
+            buffer.sent_bytes = 0
+            copied = pending.head_is_shadowed()
+            self.matching.answered(reply, now, marks, buffered[at:end] if copied else _NOTHING)
+            at = end
+        whole = len(buffered)
+        if at < whole:
+            buffer.unsent = self._pass_in_part(buffered[at:], [])
+            if not buffer.unsent:
+                at = whole
+        else:
+            buffer.unsent = _NOTHING
+        if at:
+            self.out.to_client(buffered if at == whole else buffered[:at])
+
     def _kept_whole(self, first: int, unfinished_bytes: int) -> bool:
         """Tell whether an unfinished reply of a node may become one that must be read whole: a
         redirect, or the end of a sharded subscription.
@@ -407,8 +431,10 @@ class Session:
                 return False
             if head.canary is None:
                 self.parts.orders.leave_out(head.command.name, TOO_LARGE)
+                buffer.copies -= 1
+            else:
+                buffer.edits -= 1
             head.shadowed, head.canary = False, None  # too large to be kept
-            buffer.edits -= 1
         if head.cursor:
             return unfinished_bytes >= _CURSOR_HEAD_BYTES
         if head.whole:

@@ -138,7 +138,7 @@ class Matching:
         if pending.shadowed:
             if pending.canary is not None:
                 return self.waiting.compare(pending.canary, pending.raw, frame, failed)
-            parts.replies.edits -= 1
+            parts.replies.copies -= 1
             if not failed:
                 parts.out.shadow(parts.state.db, pending.raw, frame, pending.write)
         return frame

@@ -8,6 +8,7 @@ from exodus.gateway.session.pending cimport Pending, PendingQueue
 from exodus.gateway.session.state cimport Prediction, SessionState
 
 cdef object _ALL
+cdef int _ON
 
 @cython.final
 cdef class SessionParts:
@@ -28,5 +29,7 @@ cdef class SessionParts:
     cpdef lose_count(self, str why)
     @cython.locals(unread=UnreadTraffic, replies=ReplyBuffer, pending=Pending)
     cpdef refuse_all(self)
+    cpdef expect(self, Pending pending)
+    cpdef bint is_edited(self, Pending pending)
     @cython.locals(pending=Pending)
     cpdef expect_own_reply(self, double now, Py_ssize_t what)

@@ -11,7 +11,7 @@ from exodus.gateway.orders import Orders
 from exodus.gateway.session.buffers import ReplyBuffer, RequestBuffer
 from exodus.gateway.session.leg import Dialect, SessionLeg, UnreadTraffic
 from exodus.gateway.session.outlet import Outlet
-from exodus.gateway.session.pending import PendingQueue
+from exodus.gateway.session.pending import Pending, PendingQueue
 from exodus.gateway.session.state import Prediction, SessionState
 from exodus.plan.vocabulary import JournalMode
 
@@ -23,6 +23,7 @@ REPLY_ON, REPLY_OFF, REPLY_SKIP = (
     2,
     3,
 )
+_ON = REPLY_ON
 
 
 class SessionParts:
@@ -81,14 +82,27 @@ class SessionParts:
         unread.closing = True
         unread.unanswered = False
         for pending in self.pending:
-            replies.edits -= (
-                pending.shadowed
-                or pending.substitute is not None
-                or pending.whole
-                or pending.reply_mode > REPLY_ON
-                or pending.own
-            )
+            replies.copies -= pending.shadowed and pending.canary is None
+            replies.edits -= self.is_edited(pending)
         self.pending.clear()
+
+    def expect(self, pending: Pending) -> None:
+        """Queue a request that is about to be forwarded, and count how its reply is passed on."""
+        self.pending.push(pending)
+        if pending.shadowed and pending.canary is None:
+            self.replies.copies += 1
+        elif self.is_edited(pending):
+            self.replies.edits += 1
+
+    def is_edited(self, pending: Pending) -> bool:
+        """Tell whether the reply to a request may not simply be passed on."""
+        return (
+            pending.canary is not None
+            or pending.substitute is not None
+            or pending.whole
+            or pending.reply_mode > _ON
+            or pending.own
+        )
 
     def expect_own_reply(self, now: float, what: int) -> None:
         """Queue a request of the gateway's own: `CLIENT_ID` or `LOGIN`. Its reply is dropped.
@@ -97,5 +111,4 @@ class SessionParts:
         """
         pending = self.pending.make(self.orders.table.find(b"CLIENT"), now, what)
         pending.own = True
-        self.pending.push(pending)
-        self.replies.edits += 1
+        self.expect(pending)

@@ -38,3 +38,5 @@ cdef class PendingQueue:
     cpdef Pending pop(self)
     cpdef put_back(self, Pending pending)
     cpdef clear(self)
+    @cython.locals(pending=Pending)
+    cpdef bint head_is_shadowed(self)

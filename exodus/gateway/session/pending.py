@@ -150,6 +150,13 @@ class PendingQueue:
         """Return the first request, or None."""
         return self._items[self._first] if self.count else None
 
+    def head_is_shadowed(self) -> bool:
+        """Tell whether the first request is picked for the comparer, or as a canary read."""
+        if not self.count:
+            return False
+        pending = self._items[self._first]
+        return pending.shadowed
+
     def __len__(self) -> int:
         return self.count
 
