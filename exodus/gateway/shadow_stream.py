@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Sequence
 from time import monotonic
 
 from exodus.control.shadow_pairs import pack_pair
@@ -19,6 +20,7 @@ from exodus.plan.bounds import (
     SHADOW_STREAM_PUBLISH_EVERY_S,
     SHADOW_STREAM_TRIM_EVERY_S,
 )
+from exodus.resp.encode import Arg
 
 _KEPT_MAX = str(2 * SHADOW_QUEUE_MAX)
 
@@ -55,6 +57,7 @@ class ShadowStream:
     async def _publish(self) -> None:
         name, counter = self._store.keys.shadow, self._store.keys.shadow_published
         allowed, then, trimmed = 0.0, monotonic(), 0.0
+        last_ms = 0  # the store's time when it took the last pairs
         add = ("XADD", name, "MAXLEN", "~", _KEPT_MAX, "*", "p")
         while True:
             await asyncio.sleep(SHADOW_STREAM_PUBLISH_EVERY_S)
@@ -73,25 +76,21 @@ class ShadowStream:
                 found.append(pair)
             if not found:
                 continue
-            commands = [
+            commands: list[Sequence[Arg]] = [
                 (*add, b"".join(found[start : start + SHADOW_ENTRY_PAIRS]))
                 for start in range(0, len(found), SHADOW_ENTRY_PAIRS)
             ]
+            # All of them expire when no new one comes, also if this process ends here.
+            more: list[Sequence[Arg]] = [
+                ("INCRBY", counter, len(found)),
+                ("PEXPIRE", name, SHADOW_KEPT_MS),
+            ]
+            if last_ms and now - trimmed > SHADOW_STREAM_TRIM_EVERY_S:
+                trimmed = now
+                more.append(("XTRIM", name, "MINID", last_ms - SHADOW_KEPT_MS))
             try:
-                # All of them expire when no new one comes, also if this process ends here.
-                *_, last_id, _, _ = await self._pipe.transaction(
-                    [
-                        *commands,
-                        ("INCRBY", counter, len(found)),
-                        ("PEXPIRE", name, SHADOW_KEPT_MS),
-                    ]
-                )
-                if now - trimmed > SHADOW_STREAM_TRIM_EVERY_S:
-                    trimmed = now
-                    await self._trim(name, int(last_id.partition(b"-")[0]))
+                replies = await self._pipe.transaction([*commands, *more])
             except (StoreRefused, *STORE_ERRORS):
                 self.dropped += len(found)
-
-    async def _trim(self, name: str, now_ms: int) -> None:
-        """Drop old pairs."""
-        await self._store.client.xtrim(name, minid=now_ms - SHADOW_KEPT_MS, approximate=False)
+            else:
+                last_ms = int(replies[len(commands) - 1].partition(b"-")[0])
