@@ -13,7 +13,20 @@ from pathlib import Path
 from exodus.errors import OperatorError
 
 FOLDER_MODE, FILE_MODE = 0o700, 0o600
+_EVIDENCE = "EXODUS_EVIDENCE_DIR"
 _OTHERS = 0o077
+
+
+def evidence_folder(default: Path | None = None) -> Path:
+    """Return the folder of this machine that keeps evidence, as an absolute path.
+
+    Never in the working directory: a worker runs each flow in a temporary one and removes it.
+
+    Args:
+        default: used where `$EXODUS_EVIDENCE_DIR` names none; None: a folder in the user's home.
+    """
+    named = os.environ.get(_EVIDENCE)
+    return (Path(named) if named else default or Path.home() / "exodus-evidence").absolute()
 
 
 def private_folder(folder: Path) -> Path:

@@ -25,10 +25,10 @@ from exodus.errors import DecisionRefused
 from exodus.plan.bounds import TASKS_CUTOVER_LISTED
 from exodus.plan.vocabulary import Hold, Phase, Side
 from exodus.plan.window import Window
+from exodus.private_files import evidence_folder
 from exodus.rehearsal.rehearse import rehearse
 from tasks.artifacts import create_markdown_artifact
 from tasks.context import Json, Opened, opened, opens_migration, run
-from tasks.data_docs import evidence_folder
 from tasks.evidence import artifact_key
 from tasks.gates import prepare
 from tasks.kept import kept_task

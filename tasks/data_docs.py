@@ -17,14 +17,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from exodus.errors import OperatorError
-from exodus.private_files import FOLDER_MODE, private_folder, write_private
+from exodus.private_files import FOLDER_MODE, evidence_folder, private_folder, write_private
 from tasks.context import Json
 from tasks.gates import Judged
 
 if TYPE_CHECKING:
     from jinja2 import Template
 
-_FOLDER = "EXODUS_EVIDENCE_DIR"
 _SITE = "evidence"
 _INDEX = "index.html"
 _GONE = re.compile(r"<(script|style|footer)\b.*?</\1>|<(link|img)\b[^>]*>", re.DOTALL)
@@ -58,14 +57,6 @@ _PAGE = """<!doctype html>
 <td><a href="{{ gate.result }}">result</a></td><td><a href="{{ gate.suite }}">suite</a></td></tr>
 {% endfor %}</table></body></html>
 """
-
-
-def evidence_folder() -> Path:
-    """Return the folder of this worker that keeps evidence.
-
-    Never in the working directory: a worker runs each flow in a temporary one and removes it.
-    """
-    return Path(os.environ.get(_FOLDER) or Path.home() / "exodus-evidence").absolute()
 
 
 def write_data_docs(judged: Judged, migration: str, phase: str) -> Json:

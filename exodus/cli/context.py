@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
+from exodus import private_files
 from exodus.cli.prefect_api import PrefectApi
 from exodus.control.store import ControlStore
 from exodus.errors import OperatorError
@@ -63,13 +64,8 @@ def home_at(path: Path | None) -> Home:
 
 def evidence_folder(home: Home) -> Path:
     """Return the folder of evidence bundles; the flows of the same stack use it too."""
-    named = os.environ.get("EXODUS_EVIDENCE_DIR")
-    if named:
-        return Path(named).absolute()
-    return (
-        (home.root / "evidence").absolute()
-        if home.prefect_env.exists()
-        else Path.home() / "exodus-evidence"
+    return private_files.evidence_folder(
+        home.root / "evidence" if home.prefect_env.exists() else None
     )
 
 
