@@ -254,7 +254,8 @@ def open_read_only(
     """Connect to a side, for reads. `prefix` is that of the trial copy's keys.
 
     Raises:
-        redis.RedisError: it does not answer.
+        redis.RedisError: the server does not answer.
+        redis.exceptions.RedisClusterException: no node of the cluster answers.
         OperatorError: the password's variable or file cannot be read.
     """
     login: dict[str, Any] = {

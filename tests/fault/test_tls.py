@@ -17,9 +17,13 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
+from redis.exceptions import RedisClusterException
 
+from exodus.acceptance.read_only import ReadOnlyCluster, open_read_only
+from exodus.cancellation import end_all
 from exodus.errors import OperatorError
 from exodus.net.client import make_client
+from exodus.plan.address import Cluster
 from exodus.plan.vocabulary import Side
 from exodus.rehearsal.rehearse import rehearse
 from exodus.resp.encode import encode
@@ -203,6 +207,7 @@ class Terminator:
         self.target, self.context = port, context
         self.names: list[str | None] = []
         self.server: asyncio.Server
+        self._serving: set[asyncio.Task[None]] = set()
 
     async def __aenter__(self) -> Terminator:
         self.context.sni_callback = lambda _sock, name, _context: self.names.append(name)
@@ -211,12 +216,16 @@ class Terminator:
 
     async def __aexit__(self, *_: object) -> None:
         self.server.close()
+        await end_all(self._serving)
 
     @property
     def port(self) -> int:
         return int(self.server.sockets[0].getsockname()[1])
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._serving.add(task)
         inner_reader, inner_writer = await asyncio.open_connection("127.0.0.1", self.target)
 
         async def pump(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
@@ -224,11 +233,16 @@ class Terminator:
                 while data := await source.read(65536):
                     sink.write(data)
                     await sink.drain()
-            except ConnectionError:
-                pass  # the other side went first
+            except (ConnectionError, ssl.SSLError):
+                pass  # the other side went first, or its certificate is refused
             sink.close()
 
-        await asyncio.gather(pump(reader, inner_writer), pump(inner_reader, writer))
+        try:
+            await asyncio.gather(pump(reader, inner_writer), pump(inner_reader, writer))
+        finally:
+            for each in (writer, inner_writer):
+                each.transport.abort()
+            self._serving.discard(task)
 
 
 async def test_tls_on_the_servers_side_with_a_name_and_a_certificate_of_our_own(
@@ -304,5 +318,16 @@ async def test_tls_to_every_node_of_a_cluster(
             assert await leg.pipeline([("GET", each) for each in keys]) == [
                 b"%d" % number for number in range(100)
             ]
+        # The client of business checks is redis-py's
+        for wrong in ({"server_name": "another.test"}, {"cert_file": None, "key_file": None}):
+            with pytest.raises(RedisClusterException):
+                await asyncio.to_thread(_read, address.model_copy(update=wrong))
+        assert await asyncio.to_thread(_read, address) == {b"%d" % number for number in range(100)}
         # The fronts share one context, so the last one hears the names that all are asked for.
-        assert {name for front in fronts for name in front.names} == {"redis.test"}
+        assert {name for front in fronts for name in front.names} == {"redis.test", "another.test"}
+
+
+def _read(cluster: Cluster) -> set[object]:
+    with open_read_only(cluster, "source", db=0, timeout_s=5) as client:
+        assert isinstance(client, ReadOnlyCluster)
+        return set(client.mget_nonatomic([f"k{number}" for number in range(100)]))
