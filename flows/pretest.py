@@ -53,6 +53,10 @@ def pre_test(migration: MigrationName = MIGRATION, seconds: Seconds = SECONDS) -
         "rates": watched["rates"],
         "seen-of-executed": watched["reconciled"],
         "followed": followed,
+        "clients-not-in-the-copy": (
+            watched["unseen_clients"] if isinstance(watched["unseen_clients"], list) else []
+        ),
+        "monitor-cost": [watched["cost"]] if watched["cost"] else [],
         "trial": tried.get("steps", []),
         "candidates": candidates,
         "remarks": [{"remark": text} for text in watched["remarks"]],

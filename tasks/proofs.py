@@ -38,7 +38,31 @@ def judge_copy(watched: Json) -> list[Json]:
             "capture_folder away for MONITOR",
         ),
         _counted(watched),
+        *_clients(watched["unseen_clients"]),
         *_parsed(watched),
+    ]
+
+
+def _clients(unseen: list[Json] | str | None) -> list[Json]:
+    """Return the check that packets of each client came. MONITOR shows all, so it has none."""
+    if unseen is None:
+        return []
+    name = "the copy shows every active client of the source"
+    if isinstance(unseen, str):
+        return [check(name, False, f"not known: {unseen}", level=Level.INFO)]
+    named = ", ".join(
+        f"{row['client']} of {row['user']}@{row['host']}: {row['connections']} connection(s)"
+        for row in unseen[:TASKS_PROOFS_NAMED]
+    )
+    return [
+        check(
+            name,
+            not unseen,
+            named or "CLIENT LIST of the source has no other",
+            level=Level.SHOULD,
+            why="these clients bypass the copy, so their traffic was not judged",
+            next_step="capture their way too: another interface or network of the source's host",
+        )
     ]
 
 

@@ -22,7 +22,7 @@ from exodus.observe.traffic_copy import (
     watch_packets,
 )
 from exodus.observe.workload import workload_of
-from exodus.plan.bounds import TASKS_WATCHING_PATTERNS
+from exodus.plan.bounds import MONITOR_CPU_SHARE_MAX, TASKS_WATCHING_PATTERNS
 from exodus.plan.vocabulary import Phase, Side
 from exodus.safe_text import markdown
 from tasks.artifacts import create_table_artifact
@@ -64,7 +64,14 @@ async def _watched(it: Opened, seconds: float) -> WatchedTraffic:
     table = (await load_table(it.plan)).commands
     folder, nodes = it.plan.capture_folder, await it.endpoint(Side.SOURCE).each_node()
     if folder is None:
-        return await watch_monitor(nodes, table, seconds=seconds, hashed=it.plan.hash_names)
+        share = it.plan.budget.cpu_share_max or MONITOR_CPU_SHARE_MAX
+        return await watch_monitor(
+            nodes,
+            table,
+            seconds=seconds,
+            hashed=it.plan.hash_names,
+            cpu_share_max=min(share, MONITOR_CPU_SHARE_MAX),
+        )
     return await watch_packets(nodes, table, folder, seconds=seconds, hashed=it.plan.hash_names)
 
 

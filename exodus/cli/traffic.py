@@ -238,11 +238,7 @@ def _by_monitor(profile: Profile, address: Address | None, seconds: float | None
     table = _table(address)
     watch = asyncio.run(monitor.capture(address, table, seconds=seconds, profile=profile))
     cost = profile.cost
-    said = [
-        "MONITOR shows no answer, no latency, no refused command, and no CONFIG or AUTH",
-        f"it cost the server {cost['cpu_share_added']:.1%} of a core at "
-        f"{cost['requests_per_s_during']:,.0f} requests a second",
-    ]
+    said = monitor.notes(cost)
     if cost["stopped"]:
         said.insert(0, f"ended after {profile.seconds:.1f} s: {cost['stopped']}")
     return {

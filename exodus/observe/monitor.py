@@ -13,8 +13,9 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from exodus.cancellation import end_all, wait_at_most
 from exodus.commands.table import Command, CommandTable
@@ -232,6 +233,15 @@ async def capture(
     return MonitorWatch(
         watcher.profile, reconcile(first or {}, last or {}, seen) if counted else None
     )
+
+
+def notes(cost: Mapping[str, Any]) -> list[str]:
+    """Return what MONITOR does not show, and what it cost the server, for people."""
+    return [
+        "MONITOR shows no answer, no latency, no refused command, and no CONFIG or AUTH",
+        f"it cost the server {cost['cpu_share_added']:.1%} of a core at "
+        f"{cost['requests_per_s_during']:,.0f} requests a second",
+    ]
 
 
 def hidden(name: str) -> bool:

@@ -246,6 +246,7 @@ class PacketWatcher:
         self.last_at = 0.0
         self.held_bytes = 0
         self.ports_seen: Counter[int] = Counter()  # others than the watched ones
+        self.addresses: set[str] = set()  # of clients, the first `WATCHED_CONNECTIONS_MAX`
         self._sink = sink
         self._ports = frozenset(port.to_bytes(2, "big") for port in ports)
         self._open: dict[bytes, tuple[_Connection, int]] = {}  # by addresses and ports, each way
@@ -336,9 +337,11 @@ class PacketWatcher:
             self._end(silent)
         coverage.connections += 1
         coverage.connections_before += not whole
-        client = _one_way(key, side)
+        address = _address(_one_way(key, side))
+        if len(self.addresses) < WATCHED_CONNECTIONS_MAX:
+            self.addresses.add(address)
         talk = Conversation(
-            self.shapes, self._sink, coverage, coverage.connections, _address(client), whole=whole
+            self.shapes, self._sink, coverage, coverage.connections, address, whole=whole
         )
         connection = _Connection(talk, coverage)
         self._open[key] = connection, side

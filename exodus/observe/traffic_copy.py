@@ -8,8 +8,9 @@ watched, and each gets reads of its own.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,7 +33,13 @@ from exodus.observe.packets import PacketWatcher
 from exodus.observe.profile import Profile
 from exodus.observe.shapes import pattern_of
 from exodus.plan.address import Place
-from exodus.plan.bounds import COPY_PROBED_SHARE, COPY_PROBES, PROFILE_CLIENTS_MAX
+from exodus.plan.bounds import (
+    COPY_PROBED_SHARE,
+    COPY_PROBES,
+    MONITOR_CPU_SHARE_MAX,
+    PROFILE_CLIENTS_MAX,
+    WATCHED_CONNECTIONS_MAX,
+)
 from exodus.plan.own_keys import RESERVED_PREFIX
 from exodus.plan.vocabulary import Side
 from exodus.topology.node import Node
@@ -55,6 +62,8 @@ class WatchedTraffic:
     remarks: list[str] = field(default_factory=list)
     nodes: list[dict[str, Any]] = field(default_factory=list)  # what was seen of each
     uncounted: str = "the source does not tell its counts"  # why, where `reconciled` is None
+    # Of packets: clients that the source had and the copy not; a text: why nobody knows
+    unseen_clients: list[dict[str, Any]] | str | None = None
 
     @property
     def probes_seen(self) -> int:
@@ -84,6 +93,7 @@ class WatchedTraffic:
             "remarks": self.remarks,
             "nodes": self.nodes,
             "uncounted": self.uncounted,
+            "unseen_clients": self.unseen_clients,
         }
 
 
@@ -95,18 +105,26 @@ def share_of(rows: Sequence[Reconciled]) -> float:
 
 
 async def watch_monitor(
-    nodes: Sequence[Node], table: CommandTable, *, seconds: float, hashed: bool = False
+    nodes: Sequence[Node],
+    table: CommandTable,
+    *,
+    seconds: float,
+    hashed: bool = False,
+    cpu_share_max: float = MONITOR_CPU_SHARE_MAX,
 ) -> WatchedTraffic:
     """Watch all masters of a side by MONITOR while probes of them are sent.
 
-    With `hashed`, key patterns are shown by hashes of their words.
+    With `hashed`, key patterns are shown by hashes of their words. It ends early if a master spends
+    more than `cpu_share_max` of a core on it.
 
     Raises:
         SourceError: one refuses MONITOR or the probes, or went away.
     """
     profile = Profile()
     watches = [_NodeWatch(node, profile, number) for number, node in enumerate(nodes)]
-    tasks = [asyncio.create_task(each.run(table, seconds, hashed)) for each in watches]
+    tasks = [
+        asyncio.create_task(each.run(table, seconds, hashed, cpu_share_max)) for each in watches
+    ]
     try:
         await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
         for task in tasks:
@@ -130,7 +148,7 @@ async def watch_monitor(
         profile,
         sum(each.probes.sent for each in watches),
         _summed(counted) if len(counted) == len(watches) else None,
-        remarks=said,
+        remarks=said + monitor.notes(profile.cost),
         nodes=[each.row() for each in watches],
     )
 
@@ -162,7 +180,9 @@ class _NodeWatch:
         self.probes = _Probes(_probe_of(node))
         self.reconciled: list[Reconciled] | None = None
 
-    async def run(self, table: CommandTable, seconds: float, hashed: bool) -> None:
+    async def run(
+        self, table: CommandTable, seconds: float, hashed: bool, cpu_share_max: float
+    ) -> None:
         """Watch for some seconds.
 
         Raises:
@@ -174,6 +194,7 @@ class _NodeWatch:
                 table,
                 seconds=seconds,
                 profile=self.part,
+                cpu_share_max=cpu_share_max,
                 own=self.probes.own,
                 hashed=hashed,
                 beside=self.probes.beside,
@@ -271,7 +292,7 @@ async def watch_packets(
         SourceError: the server went away, or refuses the probes.
         OperatorError: the folder cannot be read, has too many files, or no packet of the server.
     """
-    profile, probes = Profile(), [_Probes(_probe_of(node)) for node in nodes]
+    profile, probes = Profile(), [_Probes(_probe_of(node), ask_clients=True) for node in nodes]
     ports = sorted({(await located(node.place)).port for node in nodes})
     marked = _Marked(profile)
     watcher = PacketWatcher(table, marked, ports, hashed=hashed)
@@ -315,9 +336,39 @@ async def watch_packets(
             for node, each in zip(nodes, probes, strict=True)
         ],
     )
+    found.unseen_clients = _unseen_clients(probes, watcher.addresses)
     if len(nodes) > 1:
         found.uncounted = "packets of several masters are not held against each one's counts"
     return found
+
+
+def _unseen_clients(probes: Sequence[_Probes], seen: Set[str]) -> list[dict[str, Any]] | str:
+    """Return the clients whose packets did not come, by name, user and host; or why nobody knows.
+
+    Args:
+        probes: each with the clients that a master had.
+        seen: addresses of clients in the packets.
+    """
+    if len(seen) >= WATCHED_CONNECTIONS_MAX:
+        return "the copy shows more clients than Exodus keeps track of"
+    if any(each.connected is None for each in probes):
+        return "the source does not tell its clients"
+    if any(_plain(address) not in seen for each in probes for address in each.own):
+        return "the copy shows other addresses of clients than the source"
+    found: Counter[tuple[str, str, str]] = Counter()
+    for facts in (row for each in probes for row in each.connected or ()):
+        if _plain(facts["addr"]) not in seen:
+            host = _plain(facts["addr"]).rpartition(":")[0]
+            found[facts.get("name", ""), facts.get("user", "?"), host] += 1
+    return [
+        {"client": name or "(no name)", "user": user, "host": host, "connections": count}
+        for (name, user, host), count in sorted(found.items())
+    ]
+
+
+def _plain(address: str) -> str:
+    """Return an address without the brackets of IPv6."""
+    return address.replace("[", "").replace("]", "")
 
 
 @dataclass
@@ -330,6 +381,8 @@ class _Probes:
     beside: MonitorProbes = field(default_factory=MonitorProbes)
     first: dict[str, int] | None = None  # None: the server does not tell
     last: dict[str, int] | None = None
+    ask_clients: bool = False  # with the last one
+    connected: list[dict[str, str]] | None = None  # that were active; None: it does not tell
 
 
 def _soon(loop: asyncio.AbstractEventLoop, call: Callable[[], None]) -> None:
@@ -363,7 +416,7 @@ async def _send(place: Place, seconds: float, probes: _Probes) -> None:
 
 
 async def _send_all(leg: Leg, seconds: float, probes: _Probes) -> None:
-    stop = probes.beside.stop
+    stop, began = probes.beside.stop, time.monotonic()
     for number in range(COPY_PROBES):
         last = number == COPY_PROBES - 1 or (number > 0 and stop.is_set())
         try:
@@ -381,8 +434,30 @@ async def _send_all(leg: Leg, seconds: float, probes: _Probes) -> None:
             ) from exc
         probes.sent += 1
         if last:
+            if probes.ask_clients:
+                probes.connected = await _active_clients(leg, time.monotonic() - began)
             return
         await wait_at_most(stop, COPY_PROBED_SHARE * seconds / COPY_PROBES)
+
+
+async def _active_clients(leg: Leg, seconds: float) -> list[dict[str, str]] | None:
+    """Return the clients that sent requests within some seconds; None: the server does not tell.
+
+    Connections of Exodus and of replicas are none.
+    """
+    try:
+        told = await leg.call("CLIENT", "LIST")
+    except ReplyError:
+        return None
+    found = []
+    for line in told.decode("utf-8", "replace").splitlines():
+        facts = dict(pair.partition("=")[::2] for pair in line.split())
+        # Both are whole seconds. Who came just now may come in the next packet.
+        active = int(facts.get("idle", 0)) + 1 < seconds and int(facts.get("age", 0)) >= 1
+        own = facts.get("name", "").startswith("exodus")
+        if active and not own and "S" not in facts.get("flags", "") and "addr" in facts:
+            found.append(facts)
+    return found
 
 
 async def _marked_counts(leg: Leg, key: bytes) -> dict[str, int] | None:

@@ -8,7 +8,7 @@ import inspect
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from hashlib import sha256
 from pathlib import Path
 
@@ -18,6 +18,7 @@ import redis.asyncio
 
 from exodus.acceptance.observed import observed_workload
 from exodus.errors import OperatorError
+from exodus.observe.segments import Unread, segment_of
 from exodus.plan.address import Address, Credentials
 from exodus.plan.plan import Plan
 from exodus.plan.vocabulary import Side
@@ -81,6 +82,9 @@ async def test_monitor_shows_all_that_the_source_executed(local: LocalMigration)
     async with shopping(local.servers[Side.SOURCE], ("EVAL", script, 1, "n")):
         report = await watched(opened(local))
     assert red(judge_copy(report)) == {}
+    # What MONITOR does not show, and what it cost
+    assert "no latency" in report["remarks"][0]
+    assert "of a core" in report["remarks"][1]
     assert report["seen_share"] == 1.0
     assert report["probes_seen"] == report["probes_sent"] > 1
     rows = {row["command"]: row for row in report["reconciled"]}
@@ -90,6 +94,16 @@ async def test_monitor_shows_all_that_the_source_executed(local: LocalMigration)
     assert model is not None
     assert {"order:*", "cart:*"} <= {each.pattern for each in model.patterns}
     assert not any("exodus" in each.pattern for each in model.operations)
+
+
+async def test_monitor_ends_at_the_limit_of_the_plan(local: LocalMigration) -> None:
+    """It costs far less than a third of a core here, and more than the plan allows."""
+    budget = local.plan.budget.model_copy(update={"cpu_share_max": 0.000_1})
+    async with shopping(local.servers[Side.SOURCE]):
+        report = await watched(opened(local, budget=budget), 6.0)
+    assert report["seconds"] < 5
+    assert "more than 0.0%" in report["remarks"][0]
+    assert report["remarks"][0].startswith("ended after ")
 
 
 async def test_without_applications_the_copy_is_not_enough(local: LocalMigration) -> None:
@@ -106,9 +120,14 @@ async def test_without_applications_the_copy_is_not_enough(local: LocalMigration
 
 @contextlib.contextmanager
 def recorded(
-    port: int, folder: Path, without: bytes | None = None, snap: int = 262_144
+    port: int,
+    folder: Path,
+    without: bytes | Callable[[bytes], bool] | None = None,
+    snap: int = 262_144,
 ) -> Iterator[None]:
-    """Write the traffic of a port into a file meanwhile, except packets with certain bytes."""
+    """Write the traffic of a port into a file meanwhile, except packets with certain bytes, or of
+    a certain kind.
+    """
     file = folder / "1.pcap"
     file.write_bytes(pcap([], snap_bytes=snap))
     stop = threading.Event()
@@ -118,7 +137,11 @@ def recorded(
         while not stop.wait(0.05):
             packets = recorder.packets[done:]
             done += len(packets)
-            kept = [(at, frame) for at, frame in packets if without is None or without not in frame]
+            kept = [
+                (at, frame)
+                for at, frame in packets
+                if not (without(frame) if callable(without) else without and without in frame)
+            ]
             with file.open("ab") as out:
                 out.write(pcap(kept, snap_bytes=snap)[24:])
 
@@ -158,6 +181,52 @@ async def test_packets_are_a_copy_or_the_evidence_says_what_is_missing(
     assert report["source"] == "packets"
 
 
+async def test_a_client_that_bypasses_the_copy_is_named(
+    local: LocalMigration, tmp_path: Path
+) -> None:
+    """Its packets take another way, and it sends too little to be missed in the counts."""
+    source = local.servers[Side.SOURCE]
+    login = source.address()
+    billing = redis.asyncio.Redis(
+        port=source.port,
+        username=login.username,
+        password=login.secret("test"),
+        client_name="billing",
+        single_connection_client=True,
+    )
+    await billing.ping()
+    assert billing.connection is not None
+    port = billing.connection._writer.get_extra_info("sockname")[1]
+    stop = asyncio.Event()
+
+    async def bill() -> None:
+        while not stop.is_set():
+            await billing.get("invoice:1")
+            await asyncio.sleep(0.5)
+
+    def of_billing(frame: bytes) -> bool:
+        segment = segment_of(1, frame, Unread())
+        return segment is not None and port.to_bytes(2, "big") in (
+            segment[0][-4:-2],
+            segment[0][-2:],
+        )
+
+    with recorded(source.port, tmp_path, of_billing):
+        async with shopping(source):
+            billed = asyncio.create_task(bill())
+            report = await watched(opened(local, capture_folder=tmp_path), 4.0)
+    stop.set()
+    await billed
+    await billing.aclose()
+    assert report["seen_share"] > 0.99
+    (row,) = red(judge_copy(report)).values()
+    assert (row["check"], row["level"]) == (
+        "the copy shows every active client of the source",
+        "should",
+    )
+    assert row["detail"] == f"billing of {login.username}@127.0.0.1: 1 connection(s)"
+
+
 async def test_a_capture_of_another_port_is_none(local: LocalMigration, tmp_path: Path) -> None:
     other = local.servers[Side.TARGET]
     with recorded(other.port, tmp_path):
@@ -185,6 +254,7 @@ def test_tls_hides_the_requests() -> None:
         "seen_share": None,
         "reconciled": [],
         "unreadable": 0,
+        "unseen_clients": "the source does not tell its clients",
         "coverage": coverage,
     }
     found = red(judge_copy(report))
