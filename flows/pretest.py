@@ -33,7 +33,7 @@ def pre_test(migration: MigrationName = MIGRATION, seconds: Seconds = SECONDS) -
     exercises = exercise_target(migration)
     tried = try_mix(migration)
     candidates = rank_candidates(migration, tried)
-    production = unchanged(migration, before)
+    production = unchanged(migration, before, watched["cost"])
     checks = [
         *judge_copy(watched),
         *judge_followed(followed),

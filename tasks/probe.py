@@ -175,8 +175,12 @@ def _hash(value: str) -> str:
 
 @kept_task("Check that the source is unchanged")
 @opens_migration
-async def unchanged(it: Opened, before: Json) -> list[Json]:
-    """Compare the source and the route with `fingerprint_source`, and name what changed."""
+async def unchanged(it: Opened, before: Json, cost: Json) -> list[Json]:
+    """Compare the source and the route with `fingerprint_source`, and name what changed.
+
+    `cost` is what the source itself told of the time in which MONITOR ran; empty without MONITOR.
+    A PING of that time would show how busy the reader of MONITOR is.
+    """
     route = await read_route(it.store)
     now = await _state_of(it.endpoint(Side.SOURCE))
     changed = sorted(
@@ -215,13 +219,26 @@ async def unchanged(it: Opened, before: Json) -> list[Json]:
         check("the route is unchanged", same_route, f"epoch {route.epoch}"),
         check(
             "the source answers as fast as before",
-            now["ping_ms_p50"] <= before["ping_ms_p50"] + TASKS_PROBE_ADDED_MS,
+            now["ping_ms_p50"] <= before["ping_ms_p50"] + TASKS_PROBE_ADDED_MS
+            and not cost.get("stopped"),
             f"PING p50 {before['ping_ms_p50']} ms before and {now['ping_ms_p50']} ms after; memory "
             f"{before['used_memory']:,} and {now['used_memory']:,} bytes; "
-            f"{now['own_connections']} connection(s) of Exodus",
+            f"{now['own_connections']} connection(s) of Exodus" + _during(cost),
             level=Level.INFO,
         ),
     ]
+
+
+def _during(cost: Json) -> str:
+    """Return what the source told of itself while MONITOR ran."""
+    if not cost:
+        return ""
+    return (
+        f"; processor {cost['cpu_share_before']:.1%} of a core before and "
+        f"{cost['cpu_share_during']:.1%} while MONITOR ran, at {cost['requests_per_s_before']:,.0f}"
+        f" and {cost['requests_per_s_during']:,.0f} requests/s, with "
+        f"{cost['buffer_bytes_added']:,} bytes more of buffers"
+    )
 
 
 def _unchanged(what: str, command: str, changed: str, count: int, untold: dict[str, str]) -> Json:

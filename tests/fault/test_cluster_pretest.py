@@ -103,10 +103,10 @@ async def test_every_master_is_watched_and_the_mix_is_tried_on_every_master(
             with node.client() as client:
                 assert client.info("commandstats")["cmdstat_set"]["calls"] > 2
                 assert client.dbsize() == 0
-        assert red(await inspect.unwrap(probe.unchanged.fn)(it, before)) == {}
+        assert red(await inspect.unwrap(probe.unchanged.fn)(it, before, {})) == {}
         third = pair.source.masters()[2]
         with setting(third, "maxclients", "9000"):
-            changed = red(await inspect.unwrap(probe.unchanged.fn)(it, before))
+            changed = red(await inspect.unwrap(probe.unchanged.fn)(it, before, {}))
         (row,) = [each for each in changed.values() if each["level"] == "must"]
         assert row["detail"] == f"maxclients of 127.0.0.1:{third.port}"
 

@@ -99,7 +99,7 @@ async def test_a_change_of_the_source_is_found_and_named(
     with local.servers[Side.SOURCE].client() as client:
         if change is not None:
             client.execute_command(*change)
-    rows = await inspect.unwrap(probe.unchanged.fn)(it, before)
+    rows = await inspect.unwrap(probe.unchanged.fn)(it, before, {})
     failed = {
         row["check"]: row["detail"] for row in rows if not row["ok"] and row["level"] == "must"
     }
@@ -107,6 +107,41 @@ async def test_a_change_of_the_source_is_found_and_named(
     if red == "the source's settings":
         assert failed == {"the source's settings are unchanged": "maxmemory-policy"}
     assert rows[-1]["detail"].startswith("PING p50 ")
+
+
+async def test_who_came_a_changed_route_and_a_slower_source_are_told(local: LocalMigration) -> None:
+    it = Opened(local.plan, local.store, local.plan)
+    before = await inspect.unwrap(probe.fingerprint_source.fn)(it)
+    cost = {
+        "cpu_share_before": 0.01,
+        "cpu_share_during": 0.2,
+        "requests_per_s_before": 100.0,
+        "requests_per_s_during": 90.0,
+        "buffer_bytes_added": 4_096,
+        "stopped": "",
+    }
+
+    async def rows(before: dict, cost: dict) -> dict[str, dict]:
+        found = await inspect.unwrap(probe.unchanged.fn)(it, before, cost)
+        return {row["check"]: row for row in found}
+
+    speed, came = "the source answers as fast as before", "only Exodus's own connections were added"
+    found = await rows(before, cost)
+    assert all(row["ok"] for row in found.values()), found
+    assert "1.0% of a core before and 20.0% while MONITOR ran" in found[speed]["detail"]
+    assert "exodus-probe" in found[f"{came} to the source"]["detail"]
+    assert not (await rows(before, {**cost, "stopped": "it takes too much"}))[speed]["ok"]
+    assert not (await rows({**before, "ping_ms_p50": -5.0}, {}))[speed]["ok"]
+
+    with local.servers[Side.SOURCE].client(client_name="newcomer") as client:
+        client.ping()
+        row = (await rows(before, {}))[f"{came} to the source"]
+    assert (row["ok"], row["level"]) == (False, "info")
+    assert row["detail"].startswith("new: newcomer; of Exodus: exodus-probe")
+
+    await local.change(authority=Side.TARGET)
+    row = (await rows(before, {}))["the route is unchanged"]
+    assert (row["ok"], row["level"]) == (False, "must")
 
 
 async def test_what_the_source_does_not_tell_is_not_called_unchanged(
@@ -120,7 +155,7 @@ async def test_what_the_source_does_not_tell_is_not_called_unchanged(
     async with redis.Redis(port=modern.servers[Side.SOURCE].port) as other:
         await other.execute_command("CONFIG", "SET", "timeout", 100)
         await other.execute_command("ACL", "SETUSER", "stranger", "on", ">p", "~*", "+get")
-        rows = await inspect.unwrap(probe.unchanged.fn)(it, before)
+        rows = await inspect.unwrap(probe.unchanged.fn)(it, before, {})
         await other.execute_command("ACL", "SETUSER", "exodus", "+@all")
     found = {row["check"]: row for row in rows}
     for what in ("users", "settings"):

@@ -22,7 +22,7 @@ from exodus.observe.segments import Unread, segment_of
 from exodus.plan.address import Address, Credentials
 from exodus.plan.plan import Plan
 from exodus.plan.vocabulary import Side
-from tasks import trials, watching
+from tasks import probe, trials, watching
 from tasks.context import Json, Opened
 from tasks.proofs import judge_candidates, judge_copy, judge_mix
 from tests.support.local_migration import LocalMigration, between
@@ -262,6 +262,21 @@ def test_tls_hides_the_requests() -> None:
     assert "does not tell" in found["the copy shows what the source executed"]["detail"]
 
 
+async def test_the_task_deletes_what_the_plan_s_hours_say(
+    local: LocalMigration, tmp_path: Path
+) -> None:
+    folder = tmp_path / "captures"
+    folder.mkdir()
+    now = time.time()
+    for name, hours in (("1.pcap", 1), ("3.pcap", 3)):
+        (folder / name).write_bytes(pcap([]))
+        os.utime(folder / name, (now - hours * 3_600, now - hours * 3_600))
+    expire = inspect.unwrap(watching.expire_captures.fn)
+    assert await expire(opened(local, capture_folder=folder)) == []
+    assert await expire(opened(local, capture_folder=folder, capture_hours_max=2)) == ["3.pcap"]
+    assert [path.name for path in folder.iterdir()] == ["1.pcap"]
+
+
 def test_old_captures_are_deleted_and_nothing_else(tmp_path: Path) -> None:
     for name, data in (("old.pcap", pcap([])), ("new.pcap", pcap([])), ("old.txt", b"notes")):
         (tmp_path / name).write_bytes(data)
@@ -289,6 +304,17 @@ async def test_the_mix_runs_on_scratch_keys_which_are_removed(local: LocalMigrat
     assert [step["errors"] for step in tried["steps"]] == [0, 0, 0]
     rates = [step["requests_per_s"] for step in tried["steps"]]
     assert rates == sorted(rates)
+
+
+async def test_a_type_that_the_target_does_not_take_is_named(local: LocalMigration) -> None:
+    exercise = inspect.unwrap(probe.exercise_target.fn)
+    assert red(await exercise(opened(local))) == {}
+    with local.servers[Side.TARGET].client() as target:
+        target.execute_command("ACL", "SETUSER", "exodus", "-zadd")
+        ((name, row),) = red(await exercise(opened(local))).items()
+        assert target.keys() == []
+    assert (name, row["level"]) == ("target takes: sorted set", "must")
+    assert "NOPERM" in row["detail"]
 
 
 async def test_what_the_target_lacks_and_who_may_not_run_it_is_found(
