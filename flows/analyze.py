@@ -94,6 +94,7 @@ def analyze(migration: MigrationName = MIGRATION, seconds: Seconds = SECONDS) ->
         "prefixes": workload["prefixes"],
         "hot-keys": workload["hot_keys"],
         "clients": workload["clients"],
+        "clients-of-the-day": workload["clients_day"],
         "cluster-misfits": workload["misfits"] or [],
         "direct-clients": direct,
         "beside": beside,

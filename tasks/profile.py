@@ -22,8 +22,8 @@ from exodus.plan.bounds import (
     TASKS_PROFILE_WINDOWS_S,
 )
 from exodus.plan.vocabulary import Side
+from exodus.telemetry.windows import clients_of, over_time, prefix_latencies, quantile
 from exodus.telemetry.windows import merge as windows_merged
-from exodus.telemetry.windows import over_time, prefix_latencies, quantile
 from tasks.context import Json, Opened, opens_migration
 from tasks.kept import kept_task
 
@@ -84,6 +84,7 @@ async def learn_workload(it: Opened, seconds: float | None) -> Json:
         ],
         "clients": [row for snapshot in after.values() for row in snapshot["clients"]],
         "commands": [{**row, "latency_us_p99_day": day.get(row["command"])} for row in commands],
+        "clients_day": clients_of(kept),
         "rates": over_time(kept, RATES_SHOWN_MAX),
     }
     last = await it.store.report(_PROFILE)

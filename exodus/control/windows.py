@@ -10,8 +10,8 @@ from exodus.plan.bounds import TELEMETRY_WINDOWS_KEPT_S, TELEMETRY_WINDOWS_MAX
 from exodus.telemetry.windows import unpack
 
 
-async def keep(store: ControlStore, process: str, window: bytes) -> None:
-    """Add a window of one gateway.
+async def keep(store: ControlStore, process: str, window: bytes, at_ms: int) -> None:
+    """Add a window of one gateway at a time of the store, and drop what is too old, or too much.
 
     Raises:
         redis.exceptions.RedisError: the store does not take it.
@@ -24,6 +24,9 @@ async def keep(store: ControlStore, process: str, window: bytes) -> None:
             approximate=True,
         )
     )
+    oldest_ms = max(0, at_ms - TELEMETRY_WINDOWS_KEPT_S * 1000)
+    await answered(store.client.xtrim(store.keys.windows, minid=oldest_ms, approximate=False))
+    # No gateway may be left that does it
     await answered(store.client.expire(store.keys.windows, TELEMETRY_WINDOWS_KEPT_S))
 
 

@@ -94,7 +94,7 @@ class HeartbeatWriter:
                 await answered(self._store.client.set(key, value, ex=HEARTBEATS_TELEMETRY_KEPT_S))
                 window = self._windows.due(self._known_ms)
                 if window is not None:
-                    await windows.keep(self._store, self._process, window)
+                    await windows.keep(self._store, self._process, window, self._known_ms)
                     self._windows.kept()
             except STORE_ERRORS as exc:
                 self._store_state.failed(exc)

@@ -203,7 +203,7 @@ class Gateway:
             stopping=self._stopping,
             describe=self.heartbeat,
             snapshot=lambda: reporting.snapshot(self),
-            windows=Windows(self.telemetry),
+            windows=Windows(self.telemetry, partial(reporting.clients_now, self)),
             log_pending=self._log_pending,
         )
         self._last_route = LastRoute(options.state_dir, lambda: self.nodes.maps)

@@ -137,6 +137,15 @@ def _clients(
     ]
 
 
+def clients_now(gateway: Gateway) -> list[dict[str, object]]:
+    """Count connections by name and library, for a window: the most frequent ones."""
+    found = Counter(name_of(each)[:2] for each in gateway.connections)
+    return [
+        {"name": name, "library": library, "connections": count}
+        for (name, library), count in found.most_common(REPORTING_NAMES_MAX)
+    ]
+
+
 def _misfits(orders: Orders) -> list[dict[str, object]] | None:
     """Return the requests that a cluster would refuse; None: they are not counted."""
     if orders.misfits is None:

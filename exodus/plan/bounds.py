@@ -755,8 +755,8 @@ CLI_REPORT_ROWS_MAX = 40  # of one table in the terminal
 # exodus/telemetry/windows.py, exodus/control/windows.py
 TELEMETRY_WINDOW_S = 10.0  # of the gateways' counters
 TELEMETRY_WINDOW_BYTES_MAX = 32 * 1024  # packed; a larger one lacks what prefixes took
-TELEMETRY_WINDOWS_MAX = 8_640  # of all gateways: a day of one
-TELEMETRY_WINDOWS_KEPT_S = 7 * 24 * 3_600  # after the last one
+TELEMETRY_WINDOWS_MAX = 8_640  # of all gateways: a day of one, at most 270 MB
+TELEMETRY_WINDOWS_KEPT_S = 7 * 24 * 3_600
 TASKS_PROFILE_WINDOWS_S = 24 * 3_600.0  # that Analyze shows
 
 # exodus/backfill/progress.py

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import accumulate
 from typing import Any
 
 import orjson
@@ -20,13 +21,16 @@ from exodus.telemetry.counters import Telemetry
 Json = dict[str, Any]
 _COUNTS = ("calls", "request_bytes", "reply_bytes")
 _PREFIX_COUNTS = (*_COUNTS, "writes", "errors")
+_PARTS = ("commands", "prefixes")
 
 
 class Windows:
     """Takes the windows of one process, each after the one before."""
 
-    def __init__(self, telemetry: Telemetry) -> None:
+    def __init__(self, telemetry: Telemetry, clients: Callable[[], list[Json]] = list) -> None:
+        """With `clients`, which tells the connections of now by name and library."""
         self._telemetry = telemetry
+        self._clients = clients
         self._before: Json | None = None
         self._next: Json | None = None
 
@@ -46,7 +50,7 @@ class Windows:
         if seconds < 0:
             self.kept()  # the store's clock went back
             return None
-        return pack(_between(self._before, self._next))
+        return pack({**_between(self._before, self._next), "clients": self._clients()})
 
     def kept(self) -> None:
         """The last window is in the control store."""
@@ -104,19 +108,63 @@ def _more(was: Mapping[Any, int], now: Mapping[Any, int]) -> dict[Any, int]:
 
 
 def pack(window: Json) -> bytes:
-    """Return a window as it is kept. One that is too large is kept without the prefixes'
-    latencies, and where it still is, without its prefixes.
+    """Return a window as it is kept, within `TELEMETRY_WINDOW_BYTES_MAX`. One that is too large is
+    kept without the prefixes' latencies, where it still is, without its prefixes, and then without
+    the latencies of the rarest commands.
     """
-    data = zlib.compress(orjson.dumps(window), level=1)
+    data = _packed(window)
     if len(data) > TELEMETRY_WINDOW_BYTES_MAX:
-        counts = {
+        prefixes = {
             name: {field: row[field] for field in _PREFIX_COUNTS}
             for name, row in window["prefixes"].items()
         }
-        data = zlib.compress(orjson.dumps({**window, "prefixes": counts, "cut": True}), level=6)
-    if len(data) > TELEMETRY_WINDOW_BYTES_MAX:
-        data = zlib.compress(orjson.dumps({**window, "prefixes": {}, "cut": True}), level=6)
+        data = _packed({**window, "prefixes": prefixes, "cut": True}, level=6)
+    commands = sorted(window["commands"].items(), key=lambda item: -item[1]["calls"])
+    told = len(commands)  # with their latencies
+    while len(data) > TELEMETRY_WINDOW_BYTES_MAX:
+        cut = {
+            name: row if place < told else {**row, "latency_us": []}
+            for place, (name, row) in enumerate(commands)
+        }
+        if not told:  # so many names that even their counts are too much
+            commands = commands[: len(commands) // 2]
+        data = _packed({**window, "commands": cut, "prefixes": {}, "cut": True}, level=6)
+        told //= 2
     return data
+
+
+def _packed(window: Json, *, level: int = 1) -> bytes:
+    """Compress a window. Latencies are kept as differences, which are a third of the size."""
+    small = {
+        **window,
+        **{
+            part: {
+                name: {**row, "latency_us": _differences(row["latency_us"])}
+                if "latency_us" in row
+                else row
+                for name, row in window[part].items()
+            }
+            for part in _PARTS
+        },
+    }
+    return zlib.compress(orjson.dumps(small), level=level)
+
+
+def _differences(steps: Iterable[Sequence[int]]) -> list[int]:
+    """Return for each step by how much its value is higher than the last one's, and its count."""
+    found: list[int] = []
+    last = 0
+    for value, count in steps:
+        found += (value - last, count)
+        last = value
+    return found
+
+
+def _steps(kept: Sequence[Any]) -> list[tuple[int, int]]:
+    """Return the steps of `_differences`, or of a window of before, which has values."""
+    if kept and not isinstance(kept[0], int):
+        return [(value, count) for value, count in kept]
+    return list(zip(accumulate(kept[::2]), kept[1::2], strict=True))
 
 
 def unpack(data: bytes) -> Json:
@@ -129,6 +177,10 @@ def unpack(data: bytes) -> Json:
         window: Json = orjson.loads(zlib.decompress(data))
     except zlib.error as exc:
         raise ValueError(f"no window: {exc}") from exc
+    for part in _PARTS:
+        for row in window[part].values():
+            if "latency_us" in row:
+                row["latency_us"] = _steps(row["latency_us"])
     return window
 
 
@@ -147,7 +199,9 @@ def quantile(steps: Mapping[int, int], share: float) -> int:
 
 
 def merge(windows: Iterable[Json]) -> list[Json]:
-    """Return a row a command over all windows, the most frequent first."""
+    """Return a row a command over all windows, the most frequent first. Its percentiles are None
+    where no window has its latencies.
+    """
     rows: dict[str, Json] = {}
     latencies: dict[str, Counter[int]] = {}
     for window in windows:
@@ -165,8 +219,26 @@ def merge(windows: Iterable[Json]) -> list[Json]:
         row["error_codes"] = dict(row["error_codes"])
         row["errors"] = sum(row["error_codes"].values())
         for share in (50, 99):
-            row[f"latency_us_p{share}"] = quantile(latencies[name], share / 100)
+            steps = latencies[name]
+            row[f"latency_us_p{share}"] = quantile(steps, share / 100) if steps else None
     return sorted(rows.values(), key=lambda row: -row["calls"])
+
+
+def clients_of(windows: Iterable[Json]) -> list[Json]:
+    """Return each client, by name and library: the most connections that it had in a window of one
+    gateway, and when it was last there.
+    """
+    rows: dict[tuple[str, str], Json] = {}
+    for window in windows:
+        for row in window.get("clients", ()):  # a window of before has none
+            name, library = row["name"], row["library"]
+            found = rows.setdefault(
+                (name, library),
+                {"name": name, "library": library, "connections_max": 0, "last_s": 0},
+            )
+            found["connections_max"] = max(found["connections_max"], row["connections"])
+            found["last_s"] = max(found["last_s"], window["at_ms"] // 1000)
+    return sorted(rows.values(), key=lambda row: (-row["connections_max"], row["name"]))
 
 
 def prefix_latencies(windows: Iterable[Json]) -> dict[str, Json]:
@@ -186,7 +258,7 @@ def prefix_latencies(windows: Iterable[Json]) -> dict[str, Json]:
 
 
 def over_time(windows: Sequence[Json], points: int) -> list[Json]:
-    """Return the rate, the errors and the latency over time, in at most `points` periods.
+    """Return the rate, errors, connections and latency over time, in at most `points` periods.
 
     Windows of several gateways at the same time add up. `at_s` is a period's beginning.
     """
@@ -203,7 +275,11 @@ def over_time(windows: Sequence[Json], points: int) -> list[Json]:
     for number, part in sorted(parts.items()):
         steps: Counter[int] = Counter()
         calls = errors = 0
+        connections: dict[str, int] = {}  # the most of each gateway
         for window in part:
+            process = window.get("process", "")
+            now = sum(row["connections"] for row in window.get("clients", ()))
+            connections[process] = max(connections.get(process, 0), now)
             for found in window["commands"].values():
                 calls += found["calls"]
                 errors += sum(found["errors"].values())
@@ -213,6 +289,7 @@ def over_time(windows: Sequence[Json], points: int) -> list[Json]:
                 "at_s": int(first + number * period),
                 "requests_per_s": round(calls / period, 1),
                 "errors": errors,
+                "connections": sum(connections.values()),
                 "latency_us_p50": quantile(steps, 0.5),
                 "latency_us_p99": quantile(steps, 0.99),
             }

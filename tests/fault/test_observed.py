@@ -195,7 +195,7 @@ async def test_windows_of_the_gateways_are_kept_for_analyze(
     monkeypatch.setattr(telemetry_windows, "TELEMETRY_WINDOW_S", 1.0)
     await local.gateway("gw-1")
     await local.gateway("gw-2", port=free_port())
-    client = local.app()
+    client = local.app(client_name="shop")
     for number in range(300):
         await client.set(f"order:{number}", "x")
 
@@ -215,6 +215,8 @@ async def test_windows_of_the_gateways_are_kept_for_analyze(
     report = await learn(it, 1.5)
     assert report["changes"] == []
     assert sum(row["requests_per_s"] for row in report["rates"]) > 0
+    assert max(row["connections"] for row in report["rates"]) == 1
+    assert [(row["name"], row["connections_max"]) for row in report["clients_day"]] == [("shop", 1)]
     (orders,) = (row for row in report["prefixes"] if row["prefix"] == "order:")
     assert 0 < orders["latency_us_p50"] <= orders["latency_us_p99"]
     await client.set("order:1", "x")
@@ -237,6 +239,27 @@ async def test_windows_of_the_gateways_are_kept_for_analyze(
     await until(found, within_s=30, otherwise="the large hot key was not found")
     again = await learn(it, 0.5)
     assert "requests a second" in {row["what"] for row in again["changes"]}
+
+
+async def test_windows_are_bounded_in_age_and_number(
+    local: LocalMigration, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now, day = await local.store.now_ms(), 24 * 3_600_000
+    packed = telemetry_windows.pack({"at_ms": 1, "commands": {}, "prefixes": {}})
+    for age_days in (8, 6):
+        await local.store.client.xadd(
+            local.store.keys.windows,
+            {"process": "gw-1", "window": packed},
+            id=f"{now - age_days * day}-0",
+        )
+    for _ in range(200):
+        await windows.keep(local.store, "gw-1", packed, now)
+    old, *_ = await local.store.client.xrange(local.store.keys.windows, count=1)
+    assert int(old[0].split(b"-")[0]) > now - 7 * day - 1
+    assert 0 < await local.store.client.ttl(local.store.keys.windows) <= 7 * 24 * 3_600
+    monkeypatch.setattr(windows, "TELEMETRY_WINDOWS_MAX", 10)
+    await windows.keep(local.store, "gw-1", packed, now)
+    assert await local.store.client.xlen(local.store.keys.windows) <= 110
 
 
 async def test_the_workload_model_has_the_gateways_rates(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import random
+import zlib
 
 import pytest
 
@@ -10,7 +12,15 @@ from exodus.commands.table import Command
 from exodus.plan.bounds import TELEMETRY_WINDOW_BYTES_MAX
 from exodus.telemetry.counters import NoKeyStatistics, Telemetry
 from exodus.telemetry.histogram import Histogram
-from exodus.telemetry.windows import Windows, merge, over_time, pack, prefix_latencies, unpack
+from exodus.telemetry.windows import (
+    Windows,
+    clients_of,
+    merge,
+    over_time,
+    pack,
+    prefix_latencies,
+    unpack,
+)
 
 GET, SET = Command(b"GET", write=False, first=1, last=1, step=1), Command(b"SET", write=True)
 
@@ -119,6 +129,63 @@ def test_a_large_window_is_kept_without_latencies_then_without_its_prefixes(
     assert "latency_us" not in str(left)
     with pytest.raises(ValueError, match="no window"):
         unpack(b"something else")
+
+
+def test_no_window_is_larger_than_its_bound() -> None:
+    """Of 1,000 commands, the most that are counted, with latencies that nobody else has."""
+    draw = random.Random(2)
+    commands = {
+        f"C{number}": {
+            "calls": 1_000 - number,
+            "request_bytes": draw.randrange(10**6),
+            "reply_bytes": draw.randrange(10**6),
+            "write": False,
+            "errors": {},
+            "latency_us": sorted((draw.randrange(10**7), draw.randrange(99)) for _ in range(90)),
+        }
+        for number in range(1_000)
+    }
+    window = {"at_ms": 1, "seconds": 10.0, "commands": commands, "prefixes": {}}
+    packed = pack(window)
+    assert len(packed) <= TELEMETRY_WINDOW_BYTES_MAX
+    rows = merge([unpack(packed)])
+    assert len(rows) == 1_000  # each is counted
+    assert rows[0]["latency_us_p99"] is not None  # the most frequent ones with their latencies
+    assert rows[-1]["latency_us_p99"] is None
+    few = dict(list(commands.items())[:3])
+    assert unpack(pack({**window, "commands": few}))["commands"] == few
+
+
+def test_a_window_of_an_older_gateway_is_read() -> None:
+    row = {"calls": 3, "latency_us": [[10, 1], [20, 2]]}
+    window = {"at_ms": 1, "commands": {"GET": row}, "prefixes": {"a:": row, "b:": {"calls": 1}}}
+    found = unpack(zlib.compress(json.dumps(window).encode()))
+    assert found["commands"]["GET"]["latency_us"] == [(10, 1), (20, 2)]
+    assert prefix_latencies([found]) == {"a:": {"latency_us_p50": 20, "latency_us_p99": 20}}
+    assert clients_of([found]) == []
+
+
+def test_a_client_that_was_there_once_is_told() -> None:
+    """One that comes each hour is in no snapshot of a minute."""
+    telemetry, there = (
+        Telemetry(NoKeyStatistics()),
+        [{"name": "report", "library": "jedis 5", "connections": 2}],
+    )
+    windows = Windows(telemetry, lambda: there)
+    windows.due(0)
+    kept = []
+    for number in range(1, 4):
+        packed = windows.due(number * 10_000)
+        assert packed is not None
+        windows.kept()
+        kept.append({"process": "gw-1", **unpack(packed)})
+        there = [{"name": "shop", "library": "", "connections": 5 + number}]
+    assert clients_of(kept) == [
+        {"name": "shop", "library": "", "connections_max": 7, "last_s": 30},
+        {"name": "report", "library": "jedis 5", "connections_max": 2, "last_s": 10},
+    ]
+    other = [{**window, "process": "gw-2"} for window in kept]
+    assert [row["connections"] for row in over_time([*kept, *other], 300)] == [4, 12, 14]
 
 
 def test_the_rate_over_time_adds_gateways_up_and_shows_a_gap() -> None:
