@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from exodus.net.info import info_of
 from exodus.net.leg import ReplyError
 from exodus.net.masters import located
 from exodus.plan.bounds import TASKS_ADVICE_LONG_S, TASKS_COMPATIBILITY_NAMED
@@ -22,8 +23,8 @@ async def find_provider_risks(it: Opened, commands: list[Json]) -> list[Json]:
     """Return what each side's provider refuses, what the workload uses first."""
     rows = []
     for side in Side:
-        refused = await _refused(it, side)
-        provider = recognise((await located(it.plan.address(side))).host, refused)
+        refused, info_os = await _asked(it, side)
+        provider = recognise((await located(it.plan.address(side))).host, refused, info_os)
         if provider is None:
             continue
         rows += [
@@ -41,11 +42,15 @@ async def find_provider_risks(it: Opened, commands: list[Json]) -> list[Json]:
     return sorted(rows, key=lambda row: not row["concerns"])
 
 
-async def _refused(it: Opened, side: Side) -> list[str]:
-    """Return COMMAND if a server does not have it, which tells some providers apart."""
+async def _asked(it: Opened, side: Side) -> tuple[list[str], str]:
+    """Return what tells providers apart: COMMAND if a server does not have it, and `os` of INFO.
+
+    Behind a name of one's own, or an address, the host tells nothing.
+    """
     async with await it.endpoint(side).connect(name="exodus-provider") as leg:
-        (reply,) = await leg.pipeline([("COMMAND", "INFO", "GET")])
-    return ["COMMAND"] if isinstance(reply, ReplyError) else []
+        reply, info = await leg.pipeline([("COMMAND", "INFO", "GET"), ("INFO", "server")])
+    refused = ["COMMAND"] if isinstance(reply, ReplyError) else []
+    return refused, info_of(info).get("os", "") if isinstance(info, bytes) else ""
 
 
 def judge_provider(rows: list[Json]) -> list[Json]:

@@ -1,6 +1,7 @@
 """Managed services: who runs a server, and what its service refuses (`providers.json`).
 
-A provider is recognised by the server's host name, or by commands that only it refuses. Its rules
+A provider is recognised by the server's host name, by the field `os` of its INFO, or by commands
+that only it refuses. Its rules
 were read in its documentation on the date that each entry has, and not tried by Exodus. What a
 server really refuses is probed (`topology/node.py`, `topology/permits.py`); this is for what a
 probe cannot show before it is too late.
@@ -38,6 +39,8 @@ class Provider(BaseModel):
     name: str
     hosts: tuple[str, ...] = Field(description="how its servers' names end")
     hosts_contain: tuple[str, ...] = Field(default=(), description="what the name has as well")
+    info_os: str = Field(default="", description="what INFO of its servers has as `os`")
+    info_source: str = Field(default="", description="page that shows such an INFO")
     needs_refused: tuple[str, ...] = Field(
         default=(),
         description="commands that it refuses; for a service whose servers have an IP address only",
@@ -46,8 +49,10 @@ class Provider(BaseModel):
     read: str = Field(description="day on which it was read")
     rules: tuple[Rule, ...]
 
-    def runs(self, host: str, refused: frozenset[str]) -> bool:
+    def runs(self, host: str, refused: frozenset[str], info_os: str = "") -> bool:
         """Return whether a server is of this service."""
+        if self.info_os and info_os == self.info_os:
+            return True
         if self.hosts:
             return host.endswith(self.hosts) and (
                 not self.hosts_contain or any(part in host for part in self.hosts_contain)
@@ -77,10 +82,12 @@ def providers() -> tuple[Provider, ...]:
     return tuple(Provider.model_validate(each) for each in orjson.loads(raw))
 
 
-def recognise(host: str, refused: Iterable[str] = ()) -> Provider | None:
-    """Return who runs a server, by its host name and the commands that it refused, or None."""
+def recognise(host: str, refused: Iterable[str] = (), info_os: str = "") -> Provider | None:
+    """Return who runs a server, by its host name, the field `os` of its INFO, and the commands that
+    it refused, or None.
+    """
     name, without = host.rstrip(".").lower(), frozenset(refused)
-    return next((each for each in providers() if each.runs(name, without)), None)
+    return next((each for each in providers() if each.runs(name, without, info_os)), None)
 
 
 def risks(provider: Provider, observed: Iterable[str]) -> list[Risk]:

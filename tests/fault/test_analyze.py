@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from datetime import date
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from exodus.plan.plan import Plan
 from exodus.plan.vocabulary import Side
 from exodus.shadow.shape_specs import OPTIONS, SPECS, Spec, spec_of
 from exodus.topology.endpoint import Endpoint
+from exodus.topology.providers import providers, recognise
 from tasks import advice, predictions, shapes, sizing
 from tasks.advice import judge_provider, recommend
 from tasks.checks import check
@@ -313,10 +315,10 @@ async def test_a_providers_rule_that_concerns_the_workload_is_a_finding(
 ) -> None:
     it = opened(local, target=local.plan.target.model_copy(update={"host": host}))
 
-    async def refuses_nothing(*_: object) -> list[str]:
-        return []
+    async def nothing_else(*_: object) -> tuple[list[str], str]:
+        return [], ""
 
-    monkeypatch.setattr(advice, "_refused", refuses_nothing)
+    monkeypatch.setattr(advice, "_asked", nothing_else)
     find = inspect.unwrap(advice.find_provider_risks.fn)
     rows = await find(it, seen("GET", command))
     assert rows[0]["provider"] == provider
@@ -326,6 +328,39 @@ async def test_a_providers_rule_that_concerns_the_workload_is_a_finding(
         "no rule of the target's provider concerns the workload"
     ]
     assert red(judge_provider(await find(it, seen("GET")))) == {}
+
+
+@pytest.mark.parametrize(
+    ("refused", "info_os", "provider"),
+    [
+        ([], "Amazon ElastiCache", "AWS ElastiCache"),
+        ([], "Amazon MemoryDB", "AWS MemoryDB"),
+        (["COMMAND"], "Linux 5.10", "Google Memorystore for Redis"),
+        ([], "Linux 5.10", None),
+    ],
+)
+def test_a_provider_behind_an_address_is_recognised_by_what_the_server_says(
+    refused: list[str], info_os: str, provider: str | None
+) -> None:
+    found = recognise("10.0.0.5", refused, info_os)
+    assert (None if found is None else found.name) == provider
+
+
+def test_every_rule_has_its_page_and_day() -> None:
+    for each in providers():
+        assert each.source.startswith("https://"), each.name
+        assert date(2026, 1, 1) < date.fromisoformat(each.read), each.name
+        assert bool(each.info_os) == each.info_source.startswith("https://"), each.name
+        assert each.rules, each.name
+
+
+async def test_what_a_server_says_of_itself_is_asked(local: LocalMigration) -> None:
+    refused, info_os = await advice._asked(opened(local), Side.TARGET)
+    assert refused == []
+    assert info_os.startswith("Linux")
+    with local.servers[Side.TARGET].client() as target:
+        target.execute_command("ACL", "SETUSER", "exodus", "-command|info", "-info")
+    assert await advice._asked(opened(local), Side.TARGET) == (["COMMAND"], "")
 
 
 async def test_a_server_of_ones_own_has_no_provider(local: LocalMigration) -> None:
