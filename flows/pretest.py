@@ -51,6 +51,7 @@ def pre_test(migration: MigrationName = MIGRATION, seconds: Seconds = SECONDS) -
         "shapes": watched["commands"],
         "patterns": watched["patterns"],
         "rates": watched["rates"],
+        "keyspace": watched["keyspace"],
         "seen-of-executed": watched["reconciled"],
         "followed": followed,
         "clients-not-in-the-copy": (

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,10 @@ from prefect.artifacts import Artifact
 from exodus.acceptance.observed import WEIGHED, WORKLOAD
 from exodus.errors import OperatorError
 from exodus.gateway.tables import load_table
+from exodus.net.info import databases_of
+from exodus.net.leg import ReplyError
 from exodus.observe.capture import is_capture
+from exodus.observe.keyspace import Keyspace, sample_keys
 from exodus.observe.traffic_copy import (
     PROBED_PATTERN,
     PROBED_PATTERNS,
@@ -22,7 +26,13 @@ from exodus.observe.traffic_copy import (
     watch_packets,
 )
 from exodus.observe.workload import workload_of
-from exodus.plan.bounds import MONITOR_CPU_SHARE_MAX, TASKS_WATCHING_PATTERNS
+from exodus.plan.bounds import (
+    MONITOR_CPU_SHARE_MAX,
+    SAMPLE_BUSY_SHARE_MAX,
+    TASKS_WATCHING_PATTERNS,
+    TASKS_WATCHING_SAMPLE_S,
+    TASKS_WATCHING_SAMPLED_KEYS,
+)
 from exodus.plan.vocabulary import Phase, Side
 from exodus.safe_text import markdown
 from tasks.artifacts import create_table_artifact
@@ -43,21 +53,48 @@ async def watch_copy(it: Opened, seconds: float | None) -> Json:
         OperatorError: the capture folder cannot be read, or has no packet of the source.
     """
     watched = await _watched(it, seconds or it.plan.observe_seconds)
-    report = watched.report()
+    report = {**watched.report(), "keyspace": []}
     coverage = watched.coverage
     await it.store.drop_report(WEIGHED)  # of the model before this one
     if not watched.profile.on_keys:
         await it.store.drop_report(WORKLOAD)  # the evidence says that nobody worked
     else:
+        sampled = await _sampled(it)
+        if isinstance(sampled, str):
+            report["remarks"] = [*report["remarks"], sampled]
+        else:
+            report["keyspace"] = [each.model_dump() for each in sampled.groups]
         model = workload_of(
             watched.profile,
             source=watched.source,
             parsed_share=None if coverage is None else coverage.parsed_share,
             lost_bytes=0 if coverage is None else coverage.lost_bytes,
+            keyspace=None if isinstance(sampled, str) else sampled,
         )
         await it.store.save_report(WORKLOAD, model.model_dump(mode="json"))
     await it.store.save_report(PROFILE, report)
     return report
+
+
+async def _sampled(it: Opened) -> Keyspace | str:
+    """Return a sample of the source's keys, or why there is none."""
+    nodes = await it.endpoint(Side.SOURCE).each_node()
+    databases = sorted({db for node in nodes for db in databases_of(await node.info())})
+    async with AsyncExitStack() as legs:
+        try:
+            return await sample_keys(
+                [
+                    await legs.enter_async_context(await node.connect(name="exodus-sample"))
+                    for node in nodes
+                ],
+                databases,
+                keys_max=TASKS_WATCHING_SAMPLED_KEYS,
+                seconds_max=TASKS_WATCHING_SAMPLE_S,
+                busy_share_max=SAMPLE_BUSY_SHARE_MAX,
+                hashed=it.plan.hash_names,
+            )
+        except ReplyError as exc:
+            return f"the workload model has no sample of the keys: {exc}"
 
 
 async def _watched(it: Opened, seconds: float) -> WatchedTraffic:

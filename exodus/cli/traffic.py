@@ -215,7 +215,7 @@ def _show_load(report: dict[str, Any]) -> None:
 async def _keyspace(address: Address, databases: list[int], keys: int) -> Keyspace:
     async with await Leg.connect(address, Side.SOURCE, name="exodus-sample") as leg:
         return await sample_keys(
-            leg,
+            [leg],
             databases,
             keys_max=keys,
             seconds_max=SAMPLE_SECONDS_MAX,

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from pydantic import BaseModel, ConfigDict, Field
 
 from exodus.net.leg import Leg, ReplyError
-from exodus.observe.shapes import pattern_of
+from exodus.observe.shapes import hashed_words, pattern_of
 from exodus.plan.bounds import (
     KEYSPACE_SAMPLED_ELEMENTS,
     LARGE_KEY_BYTES,
@@ -142,33 +142,42 @@ def _group(pattern: str, kind: str, rows: pd.DataFrame, sampled: int, keys: int)
 
 
 async def sample_keys(
-    leg: Leg, databases: Sequence[int], *, keys_max: int, seconds_max: float, busy_share_max: float
+    legs: Sequence[Leg],
+    databases: Sequence[int],
+    *,
+    keys_max: int,
+    seconds_max: float,
+    busy_share_max: float,
+    hashed: bool = False,
 ) -> Keyspace:
-    """Take a sample from a server, over a connection of its own.
+    """Take a sample from a side, over connections of its own.
 
     Args:
-        leg: the connection; its database changes.
+        legs: one to each master; their databases change.
         databases: whose keys are sampled, each with the same number at most.
-        keys_max: of all databases together.
+        keys_max: of all masters and databases together.
         seconds_max: after which it ends with what it has.
-        busy_share_max: of the server's time that may be spent on it.
+        busy_share_max: of a server's time that may be spent on it.
+        hashed: key patterns are shown by hashes of their words.
 
     Raises:
-        hiredis.ReplyError: the server refuses SCAN or DBSIZE.
+        hiredis.ReplyError: a server refuses SCAN or DBSIZE.
         SourceError: it went away.
     """
     ends = time.monotonic() + seconds_max
     sample: list[SampledKey] = []
     keys = 0
-    for place, db in enumerate(databases):
+    places = [(leg, db) for leg in legs for db in databases]
+    for place, (leg, db) in enumerate(places):
         await leg.select(db)
         keys += await leg.call("DBSIZE")
-        most = (keys_max - len(sample)) // (len(databases) - place)
+        most = (keys_max - len(sample)) // (len(places) - place)
         cursor, taken = b"0", 0
         while taken < most and time.monotonic() < ends:
             began = time.monotonic()
             cursor, found = await leg.call("SCAN", cursor, "COUNT", SAMPLE_BATCH_KEYS)
-            rows = await _look(leg, [key for key in found if not is_own(key)][: most - taken])
+            wanted = [key for key in found if not is_own(key)][: most - taken]
+            rows = await _look(leg, wanted, hashed=hashed)
             sample += rows
             taken += len(rows)
             await asyncio.sleep((time.monotonic() - began) * (1 / busy_share_max - 1))
@@ -177,7 +186,7 @@ async def sample_keys(
     return keyspace_of(sample, keys=keys)
 
 
-async def _look(leg: Leg, keys: Sequence[bytes]) -> list[SampledKey]:
+async def _look(leg: Leg, keys: Sequence[bytes], *, hashed: bool) -> list[SampledKey]:
     asked: list[tuple[Any, ...]] = []
     for key in keys:
         asked += [
@@ -194,7 +203,7 @@ async def _look(leg: Leg, keys: Sequence[bytes]) -> list[SampledKey]:
             continue  # it expired meanwhile
         found.append(
             SampledKey(
-                pattern_of(key),
+                hashed_words(pattern_of(key)) if hashed else pattern_of(key),
                 kind.decode("ascii", "replace"),
                 encoding.decode("ascii", "replace") if isinstance(encoding, bytes) else "unknown",
                 memory if isinstance(memory, int) else -1,

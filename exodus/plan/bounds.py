@@ -726,6 +726,8 @@ TASKS_TURN_LOOK_S = 0.5
 
 # tasks/watching.py, tasks/proofs.py
 TASKS_WATCHING_PATTERNS = 200  # key patterns that are shown
+TASKS_WATCHING_SAMPLED_KEYS = 2_000  # of the source, for the workload model
+TASKS_WATCHING_SAMPLE_S = 10.0
 TASKS_PROOFS_NAMED = 5  # commands or shapes in one line
 TASKS_PROOFS_SEEN_MIN = 0.99  # of the server's own count, that the copy must show
 TASKS_PROOFS_PARSED_MIN = 0.99  # of the watched bytes

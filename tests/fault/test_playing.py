@@ -373,7 +373,7 @@ def test_a_wrong_model_is_said(tmp_path: Path, text: str | None, said: str) -> N
 async def _sample(server: DatabaseServer, keys: int, **more: float):
     budget = {"seconds_max": 30.0, "busy_share_max": 0.5, **more}
     async with await Leg.connect(server.address(), Side.SOURCE) as leg:
-        return await sample_keys(leg, [0, 1], keys_max=keys, **budget)
+        return await sample_keys([leg], [0, 1], keys_max=keys, **budget)
 
 
 async def test_a_sample_estimates_the_keyspace(redis82: DatabaseServer) -> None:

@@ -93,7 +93,24 @@ async def test_monitor_shows_all_that_the_source_executed(local: LocalMigration)
     model = await observed_workload(local.store)
     assert model is not None
     assert {"order:*", "cart:*"} <= {each.pattern for each in model.patterns}
+    assert model.keyspace is not None
+    groups = {each.pattern: each for each in model.keyspace.groups}
+    assert groups["order:*"].keys_low <= 50 <= groups["order:*"].keys_high
+    assert (groups["order:*"].kind, groups["order:*"].expiring_share) == ("string", 1.0)
+    assert 50_000 < groups["order:*"].ttl_ms_p50 <= 60_000
+    assert [row["pattern"] for row in report["keyspace"]] == list(groups)
     assert not any("exodus" in each.pattern for each in model.operations)
+
+
+async def test_a_source_that_refuses_the_sample_is_told(local: LocalMigration) -> None:
+    with local.servers[Side.SOURCE].client() as source:
+        source.execute_command("ACL", "SETUSER", "exodus", "-scan")
+    async with shopping(local.servers[Side.SOURCE]):
+        report = await watched(opened(local))
+    assert "no sample of the keys: NOPERM" in report["remarks"][-1]
+    model = await observed_workload(local.store)
+    assert model is not None
+    assert model.keyspace is None
 
 
 async def test_monitor_ends_at_the_limit_of_the_plan(local: LocalMigration) -> None:
