@@ -96,7 +96,8 @@ def recommend(
             "topic": "size",
             "finding": size["arithmetic"],
             "advice": f"maxmemory of the target: "
-            f"{size['wanted_bytes'] + size['target_own_bytes']:,} bytes or more",
+            f"{size['wanted_bytes'] + size['target_own_bytes'] + size['buffer_bytes']:,} "
+            "bytes or more",
         },
         _topology(plan, size, reds),
         _impact(plan, size),

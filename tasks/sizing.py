@@ -9,7 +9,7 @@ from typing import Any
 
 from hiredis import ReplyError
 
-from exodus.net.info import data_bytes, databases_of
+from exodus.net.info import buffer_bytes, data_bytes, databases_of
 from exodus.observe.sizing import Sizing, growth, measure
 from exodus.plan.bounds import TASKS_SIZING_HEADROOM, TASKS_SIZING_LOOKS_MAX
 from exodus.plan.vocabulary import Side
@@ -70,6 +70,8 @@ async def measure_size(it: Opened, workload: Json) -> Json:
         "wanted_bytes": round(found.needed_bytes * TASKS_SIZING_HEADROOM),
         "arithmetic": found.arithmetic(TASKS_SIZING_HEADROOM),
         "target_own_bytes": sum(_numbers(theirs_infos, "used_memory_startup")),
+        # Clients and replicas of the source will be the target's
+        "buffer_bytes": sum(map(buffer_bytes, infos)),
         "target_maxmemory": sum(limits) if all(limits) else 0,
         # A client connects to every node.
         "target_maxclients": min(_numbers(theirs_infos, "maxclients")),
@@ -98,7 +100,7 @@ async def _remembered(it: Opened, used: int, keys: int) -> list[dict[str, Any]]:
 def judge_size(size: Json) -> list[Json]:
     """Return the checks of the target's size, with the arithmetic."""
     room, wanted = size["target_maxmemory"], size["wanted_bytes"]
-    wanted += size["target_own_bytes"]
+    wanted += size["target_own_bytes"] + size["buffer_bytes"]
     clients, clients_max = size["source_clients"], size["target_maxclients"]
     day = size["growth_bytes_a_day"]
     full_in = (room - wanted) / day if room and day and day > 0 else None
@@ -106,10 +108,11 @@ def judge_size(size: Json) -> list[Json]:
         check(
             "the target has room for the copy and a reserve",
             not room or room >= wanted,
-            f"{size['arithmetic']}, and {size['target_own_bytes']:,} of the server itself; "
+            f"{size['arithmetic']}; with {size['target_own_bytes']:,} of the server itself and "
+            f"{size['buffer_bytes']:,} of buffers, as the source has them now, it is {wanted:,}; "
             f"maxmemory of the target is {f'{room:,}' if room else 'not set'}",
             level=Level.SHOULD,
-            why="writes go on while the copy runs, and buffers and a background save need memory",
+            why="writes go on while the copy runs, and a background save copies what they change",
             next_step=f"set maxmemory of the target to {wanted:,} or more",
         ),
         check(

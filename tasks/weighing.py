@@ -29,8 +29,16 @@ async def weigh_workload(it: Opened) -> Json:
     else:
         found = weigh(Workload.model_validate(kept), await kept_windows(it))
     if isinstance(found, str):
-        said = f"not weighed: {found}; the load is played at the rates of Pre-test"
-        return {"checks": [check(_WHAT, True, said, level=Level.INFO)], "rows": []}
+        said = f"not known: {found}"
+        row = check(
+            _WHAT,
+            False,
+            said,
+            level=Level.INFO,
+            why="the load of Analyze and Test is played at the rates of Pre-test",
+            next_step="start Analyze again when the gateways have counted for a minute",
+        )
+        return {"checks": [row], "rows": []}
     await it.store.save_report(WEIGHED, found.model.model_dump(mode="json"))
     return {"checks": judge_weighed(found), "rows": found.rows}
 

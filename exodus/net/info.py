@@ -29,8 +29,7 @@ def databases_of(info: dict[str, str]) -> dict[int, int]:
     }
 
 
-_NO_DATA = (
-    "used_memory_startup",
+_BUFFERS = (
     "mem_clients_normal",
     "mem_clients_slaves",
     "mem_replication_backlog",
@@ -38,6 +37,12 @@ _NO_DATA = (
 )
 
 
+def buffer_bytes(info: dict[str, str]) -> int:
+    """Return what clients, replicas and the append-only file take of a server's memory."""
+    return sum(int(info.get(name, 0)) for name in _BUFFERS)
+
+
 def data_bytes(info: dict[str, str]) -> int:
     """Return what the keys take of a server's memory: all but the server's own and its buffers."""
-    return max(0, int(info["used_memory"]) - sum(int(info.get(name, 0)) for name in _NO_DATA))
+    own = int(info.get("used_memory_startup", 0)) + buffer_bytes(info)
+    return max(0, int(info["used_memory"]) - own)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 from datetime import date
 from pathlib import Path
@@ -13,6 +14,7 @@ from exodus.copy.guard import set_writer_epoch
 from exodus.plan.address import Address, Credentials
 from exodus.plan.plan import Plan
 from exodus.plan.vocabulary import Side
+from exodus.resp.encode import encode
 from exodus.shadow.shape_specs import OPTIONS, SPECS, Spec, spec_of
 from exodus.topology.endpoint import Endpoint
 from exodus.topology.providers import providers, recognise
@@ -238,6 +240,7 @@ def _size(**more: object) -> Json:
         "target_maxmemory": 1_000_000,
         "wanted_bytes": 900_000,
         "target_own_bytes": 0,
+        "buffer_bytes": 0,
         "source_clients": 1,
         "target_maxclients": 100,
         "growth_bytes_a_day": 1_000,
@@ -253,6 +256,27 @@ def _size(**more: object) -> Json:
         "shards": [{"shards": 3, "fullest_share": 0.4, "busiest_requests_per_s": 9.0}],
         **more,
     }
+
+
+def test_the_room_that_is_wanted_has_buffers_and_the_server_itself() -> None:
+    """900,000 with the reserve, 60,000 of the server, 50,000 of buffers: 1,010,000."""
+    more = {"growth_bytes_a_day": None, "target_own_bytes": 60_000}
+    assert red(judge_size(_size(**more))) == {}
+    (row,) = red(judge_size(_size(**more, buffer_bytes=50_000))).values()
+    assert row["check"] == "the target has room for the copy and a reserve"
+    assert "60,000 of the server itself and 50,000 of buffers" in row["detail"]
+    assert row["next_step"].endswith("to 1,010,000 or more")
+    assert "1,010,000 bytes" in _advice([], **more, buffer_bytes=50_000)["size"]["advice"]
+
+
+async def test_buffers_are_those_of_the_source(local: LocalMigration) -> None:
+    quiet = (await sized(opened(local)))["buffer_bytes"]
+    source = local.servers[Side.SOURCE]
+    with source.client(single_connection_client=True) as slow, source.client() as client:
+        client.set("large", "x" * 4_000_000)
+        slow.connection.send_packed_command([encode("GET", "large") * 8])
+        await asyncio.sleep(0.5)  # its answers wait for it
+        assert (await sized(opened(local)))["buffer_bytes"] > quiet + 10_000_000
 
 
 def test_growth_that_fills_the_target_is_a_finding() -> None:
@@ -412,6 +436,30 @@ def test_the_advice_has_the_feed_the_topology_and_the_impact() -> None:
     assert "set feed: auto" in found["change feed"]["advice"]
     assert "more shards" in found["topology"]["advice"]
     assert found["impact"]["advice"] == "the budget limits it: cpu_share_max: 0.2"
+
+
+async def test_the_latency_is_scored_by_what_gateways_count(
+    local: LocalMigration, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(predictions, "TASKS_PREDICTED_WATCH_S", 2.0)
+    await local.gateway()
+    app = local.app()
+    score = inspect.unwrap(predictions.score_predictions.fn)
+    verdicts = []
+    for p99_us in (10_000_000, 1):
+        commands = [{**row, "latency_us_p99": p99_us} for row in seen("GET")]
+        size = _size(needed_bytes=1, arithmetic="")
+        await inspect.unwrap(predictions.keep_predictions.fn)(
+            opened(local), size, {"commands": commands}
+        )
+        scoring = asyncio.create_task(score(opened(local)))
+        while not scoring.done():
+            await app.get("k")
+            await asyncio.sleep(0.001)
+        *_, row = await scoring
+        assert row["came"] > 10
+        verdicts.append(row["verdict"])
+    assert verdicts == ["as predicted", "NOT as predicted"]
 
 
 async def test_predictions_are_scored_against_what_came(local: LocalMigration) -> None:

@@ -283,6 +283,12 @@ async def test_the_workload_model_has_the_gateways_rates(
     it = Opened(local.plan, local.store, local.plan)
     weigh = inspect.unwrap(weighing.weigh_workload.fn)
 
+    await local.store.drop_report("workload.pre-test")
+    (unknown,) = (await weigh(it))["checks"]
+    assert (unknown["ok"], unknown["level"]) == (False, "info")
+    assert unknown["detail"] == "not known: Pre-test has kept no model"
+    await local.store.save_report("workload.pre-test", model.model_dump(mode="json"))
+
     async def row(*, writes: int) -> dict[str, object]:
         """Write so often, until the windows have it, and return the check."""
         for number in range(writes):

@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from tasks import trials
 from tasks.checks import Level
 from tasks.context import Json
 from tasks.proofs import judge_copy, judge_followed, judge_mix
@@ -63,6 +64,21 @@ def test_a_mix_that_is_little_like_the_traffic_is_a_finding() -> None:
     ((name, row),) = red(judge_mix(little)).items()
     assert (name, row["level"]) == ("the trial is like the observed traffic", Level.SHOULD)
     assert "JSON.SET /4" in row["detail"]
+
+
+def test_candidates_are_ranked_by_errors_then_refusals_then_latency() -> None:
+    found = {"why": "", "errors": {}, "refused": {}, "latency_us": {"p50": 1, "p99": 50}}
+    tried: Json = {
+        "fast": {**found, "memory_bytes": 7, "requests_per_s": 9.0},
+        "slow": {**found, "latency_us": {"p50": 1, "p99": 60}},
+        "refuses": {**found, "refused": {"KEYS": 1}, "latency_us": {"p50": 1, "p99": 5}},
+        "wrong": {**found, "errors": {"GET /2": {"ERR": 2}}, "latency_us": {"p50": 1, "p99": 5}},
+        "away": {"why": "it does not answer"},
+    }
+    rows = sorted((trials._ranked(url, row) for url, row in tried.items()), key=trials._order)
+    assert [row["server"] for row in rows] == list(tried)
+    assert (rows[0]["memory_bytes"], rows[0]["p99_us"], rows[0]["requests_per_s"]) == (7, 50, 9.0)
+    assert (rows[3]["errors"], rows[3]["shapes_with_errors"]) == (2, "GET /2")
 
 
 @pytest.mark.parametrize(
