@@ -12,11 +12,12 @@ from exodus.control.route import read_route
 from exodus.errors import EvidenceFailed
 from exodus.plan.vocabulary import Side
 from tasks.artifacts import create_table_artifact
-from tasks.context import Opened, live_task, opens_migration
+from tasks.context import Json, Opened, live_task, opens_migration
 from tasks.cutover import rehearse_switch
 from tasks.evidence import artifact_key
 from tasks.live_sync import verify_all
 from tasks.profile import learn_workload
+from tasks.sizing import remember_size
 
 Kind = Literal["workload", "comparison", "rehearsal", "drift"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -61,7 +62,9 @@ def renew_one(migration: str, kind: Kind, seconds: float | None) -> str:
         found = learn_workload(migration, seconds)
         rows = [{"command": row["command"], "calls": row["calls"]} for row in found["commands"]]
         _show(migration, kind, rows or [{"command": "none", "calls": 0}])
-        return f"{found['requests_per_s']:,} requests/s, {len(found['commands'])} commands"
+        if found["changes"]:
+            _show(migration, "changes", found["changes"])
+        return renewed_line(found, remember_size(migration))
     if kind == "rehearsal":
         found = rehearse_switch(migration)
         _show(migration, kind, found["switches"])
@@ -86,7 +89,18 @@ def renew_one(migration: str, kind: Kind, seconds: float | None) -> str:
     return text
 
 
-def _show(migration: str, kind: Kind, rows: list[dict[str, object]]) -> None:
+def renewed_line(found: Json, size: Json) -> str:
+    """Return in words what a look at the workload found, and what changed since the last one."""
+    day = size["growth_bytes_a_day"]
+    return (
+        f"{found['requests_per_s']:,} requests/s, {len(found['commands'])} commands, "
+        # The first change is the rate's
+        f"changes since the last look: {max(0, len(found['changes']) - 1)}"
+        + ("" if day is None else f"; the source grows by {day:,} bytes a day")
+    )
+
+
+def _show(migration: str, kind: str, rows: list[dict[str, object]]) -> None:
     create_table_artifact(
         key=artifact_key(migration, RENEW, kind), table=rows, description=f"Renewed: {kind}"
     )

@@ -82,6 +82,20 @@ async def measure_size(it: Opened, workload: Json) -> Json:
     }
 
 
+@kept_task("Remember the source's size")
+@opens_migration
+async def remember_size(it: Opened) -> Json:
+    """Add a look at the source's size to the history, and return its growth. It reads INFO only."""
+    infos = [await node.info() for node in await it.endpoint(Side.SOURCE).each_node()]
+    keys = sum(count for info in infos for count in databases_of(info).values())
+    history = await _remembered(it, sum(map(data_bytes, infos)), keys)
+    grown = growth(history)
+    return {
+        "looks": len(history),
+        "growth_bytes_a_day": None if grown is None else round(grown[0]),
+    }
+
+
 def _numbers(infos: Sequence[dict[str, str]], name: str) -> list[int]:
     """Return a figure of each node; 0 where it does not tell."""
     return [int(info.get(name, 0)) for info in infos]

@@ -18,7 +18,7 @@ from exodus.resp.encode import encode
 from exodus.shadow.shape_specs import OPTIONS, SPECS, Spec, spec_of
 from exodus.topology.endpoint import Endpoint
 from exodus.topology.providers import providers, recognise
-from tasks import advice, predictions, shapes, sizing
+from tasks import advice, predictions, renewal, shapes, sizing
 from tasks.advice import judge_provider, recommend
 from tasks.checks import check
 from tasks.context import Json, Opened
@@ -312,6 +312,34 @@ async def test_a_large_key_is_counted_and_not_restored(local: LocalMigration) ->
 async def test_looks_at_the_size_are_kept_for_the_next_run(local: LocalMigration) -> None:
     assert (await sized(opened(local)))["looks"] == 1
     assert (await sized(opened(local)))["looks"] == 2
+
+
+async def test_scheduled_looks_at_the_size_show_the_growth(local: LocalMigration) -> None:
+    """A megabyte an hour, which the first two looks found before."""
+    look = inspect.unwrap(sizing.remember_size.fn)
+    with local.servers[Side.SOURCE].client() as source:
+        source.set("large", "x" * 2_000_000)
+    now = await local.store.now_ms()
+    assert await look(opened(local)) == {"looks": 1, "growth_bytes_a_day": None}
+    kept = await local.store.report(sizing.HISTORY)
+    (last,) = kept["looks"]
+    assert last["keys"] == 1
+    before = [
+        {
+            "at_ms": now - hours * 3_600_000,
+            "used_memory": last["used_memory"] - hours * 1_000_000,
+            "keys": 1,
+        }
+        for hours in (2, 1)
+    ]
+    await local.store.save_report(sizing.HISTORY, {"looks": before})
+    grown = await look(opened(local))
+    assert grown["looks"] == 3
+    assert grown["growth_bytes_a_day"] == pytest.approx(24_000_000, rel=0.02)
+    changes = [{"what": "requests a second"}, {"what": "INCR: calls"}]
+    found = {"requests_per_s": 9.0, "commands": [1, 2], "changes": changes}
+    said = renewal.renewed_line(found, grown)
+    assert said.startswith("9.0 requests/s, 2 commands, changes since the last look: 1; the source")
 
 
 # Providers, advice, predictions.

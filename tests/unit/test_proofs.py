@@ -75,8 +75,8 @@ def test_candidates_are_ranked_by_errors_then_refusals_then_latency() -> None:
         "wrong": {**found, "errors": {"GET /2": {"ERR": 2}}, "latency_us": {"p50": 1, "p99": 5}},
         "away": {"why": "it does not answer"},
     }
-    ranked = [trials._ranked(url, row) for url, row in tried.items()]
-    rows = sorted(reversed(ranked), key=trials._order)
+    ranked = [trials._ranked(url, row) for url, row in reversed(tried.items())]
+    rows = sorted(ranked, key=trials._order)
     assert [row["server"] for row in rows] == list(tried)
     assert (rows[0]["memory_bytes"], rows[0]["p99_us"], rows[0]["requests_per_s"]) == (7, 50, 9.0)
     assert (rows[3]["errors"], rows[3]["shapes_with_errors"]) == (2, "GET /2")
