@@ -17,8 +17,9 @@ _PRELOADED_S = 60
 
 
 @contextmanager
-def shopping(folder: Path, gateway: Listen, *, keys: int, writes: int) -> Iterator[Path]:
-    """Run a shop through a gateway, with so many keys and writes a second.
+def shopping(folder: Path, place: Listen | Path, *, keys: int, writes: int) -> Iterator[Path]:
+    """Run a shop, with so many keys and writes a second, through a gateway, or at the address that
+    a file has; it follows the file.
 
     Yields the folder once the keys are there. A file `stop` in it ends the writes; the shop then
     reports in `app.json`.
@@ -29,7 +30,8 @@ def shopping(folder: Path, gateway: Listen, *, keys: int, writes: int) -> Iterat
             "-m",
             "examples.shop",
             "--url",
-            f"redis://{gateway.host}:{gateway.port}",
+            place.read_text() if isinstance(place, Path) else f"redis://{place.host}:{place.port}",
+            *(("--url-file", str(place)) if isinstance(place, Path) else ()),
             "--keys",
             str(keys),
             "--writes",
