@@ -89,7 +89,6 @@ def analyze(migration: MigrationName = MIGRATION, seconds: Seconds = SECONDS) ->
     lists = {
         "recommendations": advice,
         "provider-risks": risks,
-        "rates": workload["rates"],
         "changes": workload["changes"],
         "prefixes": workload["prefixes"],
         "hot-keys": workload["hot_keys"],
@@ -100,7 +99,7 @@ def analyze(migration: MigrationName = MIGRATION, seconds: Seconds = SECONDS) ->
         "beside": beside,
         **tried.lists,
     }
-    frame_of = {"commands": commands, **tried.frames}
+    frame_of = {"commands": commands, "rates": workload["rates"], **tried.frames}
     shown = {**frames(checks), **{name: rows for name, rows in frame_of.items() if rows}}
     evaluate(migration, PHASE, shown, summary, lists)
     decision = ask(
@@ -142,7 +141,7 @@ def _try_on_target(
         *capacity["checks"],
     ]
     return _Tried(
-        advice=recommend(plan, facts, size, checks, predicted),
+        advice=recommend(plan, facts, size, checks, predicted, capacity["steps"]),
         lists={
             "shards": size["shards"],
             "workload-model": weighed["rows"],

@@ -22,13 +22,13 @@ PHASE = Phase.PRE_TEST
 @phase_flow(PHASE)
 def pre_test(migration: MigrationName = MIGRATION, seconds: Seconds = SECONDS) -> State[str]:
     """Watch a copy of the traffic for `seconds` and exercise the target. Change nothing."""
-    open_phase(migration, PHASE)
+    began = open_phase(migration, PHASE)
     sides = check_sides(migration)
     if any_fatal(sides):
         evaluate(migration, PHASE, frames(sides), {})
     expired = expire_captures(migration)
     before = fingerprint_source(migration)
-    watched = watch_copy(migration, seconds)
+    watched = watch_copy(migration, seconds, began["plan"])
     followed = follow_event(migration, watched)
     exercises = exercise_target(migration)
     tried = try_mix(migration)
@@ -48,10 +48,8 @@ def pre_test(migration: MigrationName = MIGRATION, seconds: Seconds = SECONDS) -
         for key in ("source", "seconds", "requests", "requests_per_s", "writes", "clients")
     }
     lists = {
-        "shapes": watched["commands"],
         "patterns": watched["patterns"],
         "rates": watched["rates"],
-        "keyspace": watched["keyspace"],
         "seen-of-executed": watched["reconciled"],
         "followed": followed,
         "clients-not-in-the-copy": (
@@ -63,7 +61,9 @@ def pre_test(migration: MigrationName = MIGRATION, seconds: Seconds = SECONDS) -
         "remarks": [{"remark": text} for text in watched["remarks"]],
         "deleted-captures": [{"file": name} for name in expired],
     }
-    evaluate(migration, PHASE, frames(checks), summary, lists)
+    seen = {"observed": watched["commands"], "keyspace": watched["keyspace"]}
+    shown = {**frames(checks), **{name: rows for name, rows in seen.items() if rows}}
+    evaluate(migration, PHASE, shown, summary, lists)
     decision = ask(
         findings_form(findings=bool(open_findings(checks))),
         migration=migration,

@@ -5,7 +5,11 @@ from __future__ import annotations
 from exodus.net.info import info_of
 from exodus.net.leg import ReplyError
 from exodus.net.masters import located
-from exodus.plan.bounds import TASKS_ADVICE_LONG_S, TASKS_COMPATIBILITY_NAMED
+from exodus.plan.bounds import (
+    TASKS_ADVICE_LONG_S,
+    TASKS_COMPATIBILITY_NAMED,
+    TASKS_SIZING_HEADROOM,
+)
 from exodus.plan.vocabulary import CopyStrategy, Feed, Side
 from exodus.topology.providers import recognise, risks
 from tasks.checks import Level, check, open_findings
@@ -76,7 +80,12 @@ def judge_provider(rows: list[Json]) -> list[Json]:
 
 
 def recommend(
-    plan: Json, facts: Json, size: Json, checks: list[Json], predicted: list[Json]
+    plan: Json,
+    facts: Json,
+    size: Json,
+    checks: list[Json],
+    predicted: list[Json],
+    capacity: list[Json],
 ) -> list[Json]:
     """Return the advice as rows of `topic`, `finding`, `advice`; the verdict comes first."""
     open_ones = [row for row in checks if not row["ok"] and row["level"] == "must"]
@@ -108,8 +117,40 @@ def recommend(
             "advice": "compare and test until their findings are resolved: both change nothing "
             "that applications see",
         },
+        _changes(size, capacity),
     ]
     return rows
+
+
+def _changes(size: Json, capacity: list[Json]) -> Json:
+    """Return how far the workload may grow before this advice is another."""
+    room = size["target_maxmemory"]
+    wanted = size["wanted_bytes"] + size["target_own_bytes"] + size["buffer_bytes"]
+    held = [
+        row["speed"]
+        for row in capacity
+        if not (row["slower"] or row["errors"] or row["evicted_keys"])
+    ]
+    may = [
+        f"the data grows to {room / wanted:.1f} times its size"
+        if room > wanted
+        else "the data grows, since maxmemory of the target has no more room"
+        if room
+        else "the data grows beyond the machine, since maxmemory of the target is not set",
+        f"requests come at more than {max(held):g} times the observed rate"
+        if held
+        else "load is tried on the target: it was not",
+        f"the source has more than {round(size['target_maxclients'] / TASKS_SIZING_HEADROOM):,} "
+        "connections",
+        "applications send a command, a script or an option that was not observed",
+        "a client comes that uses no gateway",
+    ]
+    return {
+        "topic": "what would change this advice",
+        "finding": "; ".join(may),
+        "advice": "run Analyze again, or let `renew` look at the workload by schedule: both show "
+        "what changed since the last look",
+    }
 
 
 def _verdict(red: list[Json], findings: list[Json]) -> Json:
@@ -130,7 +171,7 @@ def _verdict(red: list[Json], findings: list[Json]) -> Json:
     return {
         "topic": "recommendation",
         "finding": "migrate",
-        "advice": "every check holds; a red check of a later run changes this advice",
+        "advice": "every check holds",
     }
 
 

@@ -51,7 +51,7 @@ _PAGE = """<!doctype html>
 <h1>{{ title }}</h1>
 <p>What Great Expectations found. A gate is a suite of expectations over one table.</p>
 <table><tr><th>gate</th><th>expectations that hold</th><th>result</th><th>suite</th></tr>
-{% for gate in gates %}<tr><td>{{ gate.name }}</td>
+{% for gate in gates %}<tr><td>{{ gate.name }}: {{ gate.says }}</td>
 <td class="{{ 'text-success' if gate.held == gate.all else 'text-danger' }}"
 >{{ gate.held }} of {{ gate.all }}</td>
 <td><a href="{{ gate.result }}">result</a></td><td><a href="{{ gate.suite }}">suite</a></td></tr>
@@ -134,6 +134,7 @@ def _gates(judged: Judged, folder: Path) -> list[Json]:
         gates.append(
             {
                 "name": name,
+                "says": rows[0]["says"],
                 "held": sum(row["outcome"] == "pass" for row in rows),
                 "all": len(rows),
                 "result": str(result.relative_to(folder)),

@@ -31,6 +31,22 @@ class Judged:
     context: EphemeralDataContext  # the library's own results, from which it renders its pages
 
 
+# What each gate says if it passes. Its name is that of the frame, and of the artifact.
+SAYS = {
+    "checks": "each required check was done and holds",
+    "gate": "each check of Test was done and has a level",
+    "advice": "each other check was done; the decision accepts those that should hold and do not",
+    "observed": "Pre-test saw requests, and knows how often each kind came",
+    "keyspace": "each estimate of the keys comes from sampled keys and is within its interval",
+    "rates": "the rate is known for each period, and no percentile is below a lower one",
+    "commands": "the target has every observed command",
+    "shapes": "the target lacks no observed kind of request",
+    "sizing": "the sampled keys take a plausible size on the target",
+    "comparison": "Compare counted what it compared, and each divergence",
+    "reconciliation": "every key is accounted for, and no gap is open",
+}
+
+
 def prepare() -> None:
     """Start importing what the gates need. It takes six seconds while a phase watches or copies."""
     forbid_analytics()
@@ -63,6 +79,27 @@ def expectations(name: str) -> list[Any]:
             gxe.ExpectColumnValuesToNotBeNull(column="check"),
             gxe.ExpectColumnValuesToNotBeNull(column="ok"),
             gxe.ExpectColumnValuesToBeInSet(column="level", value_set=["should", "info"]),
+        ],
+        "observed": lambda: [
+            gxe.ExpectColumnValuesToNotBeNull(column="shape"),
+            gxe.ExpectColumnValuesToBeBetween(column="calls", min_value=1),
+        ],
+        "keyspace": lambda: [
+            gxe.ExpectColumnValuesToNotBeNull(column="pattern"),
+            gxe.ExpectColumnValuesToBeBetween(column="sampled", min_value=1),
+            gxe.ExpectColumnPairValuesAToBeGreaterThanB(
+                column_A="keys_high", column_B="keys", or_equal=True
+            ),
+            gxe.ExpectColumnPairValuesAToBeGreaterThanB(
+                column_A="keys", column_B="keys_low", or_equal=True
+            ),
+        ],
+        "rates": lambda: [
+            gxe.ExpectColumnValuesToNotBeNull(column="at_s"),
+            gxe.ExpectColumnValuesToBeBetween(column="requests_per_s", min_value=0),
+            gxe.ExpectColumnPairValuesAToBeGreaterThanB(
+                column_A="latency_us_p99", column_B="latency_us_p50", or_equal=True
+            ),
         ],
         "commands": lambda: [
             gxe.ExpectColumnValuesToNotBeNull(column="command"),
@@ -156,6 +193,7 @@ def _row(gate: str, result: Json, *, named_by: str) -> Json:
     found = result["result"]
     return {
         "gate": gate,
+        "says": SAYS[gate],
         "expectation": config["type"].removeprefix("expect_").replace("_", " "),
         "on": ", ".join(f"{key}={value}" for key, value in kwargs.items()),
         "outcome": "ERROR" if broke else "pass" if result["success"] else "FAIL",

@@ -25,6 +25,8 @@ _SCRIPT = re.compile("<script.*?</script>", re.DOTALL)  # for tooltips: an image
 def draw(frames: Mapping[str, list[Json]], lists: Mapping[str, list[Json]]) -> dict[str, str]:
     """Return name → SVG of each plot for which there are rows."""
     rows = {**frames, **lists}
+    if "observed" in rows:  # Pre-test has not tried them yet, and Analyze has
+        rows["shapes"] = rows["observed"]
     return {
         name: _SCRIPT.sub("", plot(rows[of]).render(is_unicode=True))
         for name, (of, plot) in _PLOTS.items()

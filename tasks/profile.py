@@ -207,8 +207,12 @@ def difference(before: dict[str, Json], after: dict[str, Json]) -> list[Json]:
                     "waits": ROLES.get(name.partition("|")[0].encode()) is Role.BLOCKING,
                     "request_bytes": 0,
                     "reply_bytes": 0,
+                    "request_bytes_largest": 0,
+                    "reply_bytes_largest": 0,
                 },
             )
+            for field in ("request_bytes", "reply_bytes"):  # since the gateway began
+                row[f"{field}_largest"] = max(row[f"{field}_largest"], now[f"{field}_max"])
             for field in ("calls", "errors", "request_bytes", "reply_bytes"):
                 row[field] += now[field] - was.get(field, 0)
             for code, count in now["errors_by_code"].items():

@@ -9,9 +9,13 @@ from typing import Any
 
 from hiredis import ReplyError
 
-from exodus.net.info import buffer_bytes, data_bytes, databases_of
+from exodus.net.info import buffer_bytes, copied_bytes, data_bytes, databases_of
 from exodus.observe.sizing import Sizing, growth, measure
-from exodus.plan.bounds import TASKS_SIZING_HEADROOM, TASKS_SIZING_LOOKS_MAX
+from exodus.plan.bounds import (
+    TASKS_SIZING_COPIED,
+    TASKS_SIZING_HEADROOM,
+    TASKS_SIZING_LOOKS_MAX,
+)
 from exodus.plan.vocabulary import Side
 from tasks.checks import Level, check
 from tasks.context import Json, Opened, opens_migration
@@ -72,6 +76,10 @@ async def measure_size(it: Opened, workload: Json) -> Json:
         "target_own_bytes": sum(_numbers(theirs_infos, "used_memory_startup")),
         # Clients and replicas of the source will be the target's
         "buffer_bytes": sum(map(buffer_bytes, infos)),
+        # Of the sources' last saves; their target will have the same writes
+        "copied_bytes": sum(map(copied_bytes, infos)),
+        "target_machine_bytes": min(_numbers(theirs_infos, "total_system_memory")),
+        "target_nodes": len(theirs_infos),
         "target_maxmemory": sum(limits) if all(limits) else 0,
         # A client connects to every node.
         "target_maxclients": min(_numbers(theirs_infos, "maxclients")),
@@ -111,6 +119,30 @@ async def _remembered(it: Opened, used: int, keys: int) -> list[dict[str, Any]]:
     return looks
 
 
+def _room_to_save(size: Json, wanted: int) -> Json:
+    """Return the check of the machine's memory: a save in the background copies each page that is
+    written meanwhile, beside maxmemory.
+    """
+    machine, nodes, data = size["target_machine_bytes"], size["target_nodes"], wanted
+    if size["copied_bytes"]:
+        copied = size["copied_bytes"]
+        said = "as the last saves of the source did"
+    else:
+        copied = round(data * TASKS_SIZING_COPIED)
+        said = f"{TASKS_SIZING_COPIED:.0%} of the data; the source has saved nothing yet"
+    needed = (data + copied) // nodes
+    return check(
+        "the target's machine has memory for a background save",
+        not machine or machine >= needed,
+        f"a save copies {copied:,} bytes ({said}); with the data that is {needed:,}"
+        + (f" a node of {nodes}" if nodes > 1 else "")
+        + f"; the machine has {f'{machine:,}' if machine else 'a size that the server hides'}",
+        level=Level.SHOULD,
+        why="without it the machine ends the server or swaps, or the save fails",
+        next_step="take a larger machine, or save on a replica",
+    )
+
+
 def judge_size(size: Json) -> list[Json]:
     """Return the checks of the target's size, with the arithmetic."""
     room, wanted = size["target_maxmemory"], size["wanted_bytes"]
@@ -126,9 +158,10 @@ def judge_size(size: Json) -> list[Json]:
             f"{size['buffer_bytes']:,} of buffers, as the source has them now, it is {wanted:,}; "
             f"maxmemory of the target is {f'{room:,}' if room else 'not set'}",
             level=Level.SHOULD,
-            why="writes go on while the copy runs, and a background save copies what they change",
+            why="writes go on while the copy runs",
             next_step=f"set maxmemory of the target to {wanted:,} or more",
         ),
+        _room_to_save(size, wanted),
         check(
             "a sample of the keys can be restored on the target",
             not size["why_not"] and not size["refused"],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
+from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 from prefect.artifacts import Artifact
 
 from exodus.acceptance.observed import WEIGHED, WORKLOAD
+from exodus.commands.table import CommandTable
 from exodus.errors import OperatorError
 from exodus.gateway.tables import load_table
 from exodus.net.info import databases_of
@@ -35,6 +37,7 @@ from exodus.plan.bounds import (
 )
 from exodus.plan.vocabulary import Phase, Side
 from exodus.safe_text import markdown
+from exodus.topology.node import Node
 from tasks.artifacts import create_table_artifact
 from tasks.context import Json, Opened, opened, opens_migration, run
 from tasks.evidence import artifact_key
@@ -43,16 +46,74 @@ from tasks.kept import kept_task
 PROFILE = "profile.pre-test"
 
 
-@kept_task("Watch a copy of the traffic")
+@kept_task("Watch packets of the source")
 @opens_migration
-async def watch_copy(it: Opened, seconds: float | None) -> Json:
-    """Watch for some seconds. Keep the profile and the workload model as reports; return the first.
+async def watch_by_packets(it: Opened, seconds: float | None) -> Json:
+    """Read the packets of the plan's capture folder for some seconds. Keep the profile and the
+    workload model as reports; return the first.
 
     Raises:
-        SourceError: the source refuses to be watched, or the probes of the copy.
-        OperatorError: the capture folder cannot be read, or has no packet of the source.
+        SourceError: the source refuses the probes of the copy.
+        OperatorError: the plan names no folder, or it cannot be read, or has no packet of the
+            source.
     """
-    watched = await _watched(it, seconds or it.plan.observe_seconds)
+    folder = it.plan.capture_folder
+    if folder is None:
+        raise OperatorError(
+            "capture_folder is not set",
+            why="the flow was to read packets",
+            next_step="set it in the migration file, or leave it out from the beginning of the "
+            "phase on: then MONITOR is used",
+        )
+    nodes, table = await _source(it)
+    return await _keep(
+        it,
+        await watch_packets(
+            nodes,
+            table,
+            folder,
+            seconds=seconds or it.plan.observe_seconds,
+            hashed=it.plan.hash_names,
+        ),
+    )
+
+
+@kept_task("Watch the source by MONITOR")
+@opens_migration
+async def watch_by_monitor(it: Opened, seconds: float | None) -> Json:
+    """Watch for some seconds, within the budget. Keep and return as `watch_by_packets`.
+
+    Raises:
+        SourceError: the source refuses MONITOR, or the probes of the copy.
+    """
+    nodes, table = await _source(it)
+    return await _keep(
+        it,
+        await watch_monitor(
+            nodes,
+            table,
+            seconds=seconds or it.plan.observe_seconds,
+            hashed=it.plan.hash_names,
+            cpu_share_max=min(
+                it.plan.budget.cpu_share_max or MONITOR_CPU_SHARE_MAX, MONITOR_CPU_SHARE_MAX
+            ),
+        ),
+    )
+
+
+def watch_copy(migration: str, seconds: float | None, plan: Json) -> Json:
+    """Watch a copy of the traffic as the plan says."""
+    watch = watch_by_packets if plan["capture_folder"] else watch_by_monitor
+    return watch(migration, seconds)
+
+
+async def _source(it: Opened) -> tuple[Sequence[Node], CommandTable]:
+    """Return the source's masters and its commands."""
+    table = (await load_table(it.plan)).commands
+    return await it.endpoint(Side.SOURCE).each_node(), table
+
+
+async def _keep(it: Opened, watched: WatchedTraffic) -> Json:
     report = {**watched.report(), "keyspace": []}
     coverage = watched.coverage
     await it.store.drop_report(WEIGHED)  # of the model before this one
@@ -95,21 +156,6 @@ async def _sampled(it: Opened) -> Keyspace | str:
             )
         except ReplyError as exc:
             return f"the workload model has no sample of the keys: {exc}"
-
-
-async def _watched(it: Opened, seconds: float) -> WatchedTraffic:
-    table = (await load_table(it.plan)).commands
-    folder, nodes = it.plan.capture_folder, await it.endpoint(Side.SOURCE).each_node()
-    if folder is None:
-        share = it.plan.budget.cpu_share_max or MONITOR_CPU_SHARE_MAX
-        return await watch_monitor(
-            nodes,
-            table,
-            seconds=seconds,
-            hashed=it.plan.hash_names,
-            cpu_share_max=min(share, MONITOR_CPU_SHARE_MAX),
-        )
-    return await watch_packets(nodes, table, folder, seconds=seconds, hashed=it.plan.hash_names)
 
 
 @kept_task("Follow an event to its artifact")

@@ -42,6 +42,14 @@ def buffer_bytes(info: dict[str, str]) -> int:
     return sum(int(info.get(name, 0)) for name in _BUFFERS)
 
 
+_COPIED = ("rdb_last_cow_size", "aof_last_cow_size", "module_fork_last_cow_size")
+
+
+def copied_bytes(info: dict[str, str]) -> int:
+    """Return what a server's last background saves copied, since the data changed meanwhile."""
+    return max(int(info.get(name, 0)) for name in _COPIED)
+
+
 def data_bytes(info: dict[str, str]) -> int:
     """Return what the keys take of a server's memory: all but the server's own and its buffers."""
     own = int(info.get("used_memory_startup", 0)) + buffer_bytes(info)

@@ -741,7 +741,8 @@ TASKS_WEIGHING_NAMED = 5  # commands in one line
 SHAPE_PROOFS_MAX = 500  # kinds of requests that are tried
 
 # tasks/sizing.py, tasks/predictions.py
-TASKS_SIZING_HEADROOM = 1.25  # for writes meanwhile, and a background save
+TASKS_SIZING_HEADROOM = 1.25  # for writes meanwhile
+TASKS_SIZING_COPIED = 0.25  # of the data, by a background save of a source that made none yet
 TASKS_CAPACITY_SECONDS = 1.0  # for which Analyze plays each speed at most; Test plays longer
 TASKS_SIZING_LOOKS_MAX = 1_000  # of the history, from scheduled runs of Analyze
 TASKS_PREDICTED_MEMORY_OFF = 0.25  # of the measured size

@@ -241,6 +241,9 @@ def _size(**more: object) -> Json:
         "wanted_bytes": 900_000,
         "target_own_bytes": 0,
         "buffer_bytes": 0,
+        "copied_bytes": 0,
+        "target_machine_bytes": 2_000_000,
+        "target_nodes": 1,
         "source_clients": 1,
         "target_maxclients": 100,
         "growth_bytes_a_day": 1_000,
@@ -277,6 +280,31 @@ async def test_buffers_are_those_of_the_source(local: LocalMigration) -> None:
         slow.connection.send_packed_command([encode("GET", "large") * 8])
         await asyncio.sleep(0.5)  # its answers wait for it
         assert (await sized(opened(local)))["buffer_bytes"] > quiet + 10_000_000
+
+
+def test_a_background_save_needs_memory_beside_maxmemory() -> None:
+    name = "the target's machine has memory for a background save"
+    guessed = _size(target_machine_bytes=1_120_000)  # 900,000 and a quarter: 1,125,000
+    assert "225,000 bytes (25% of the data" in red(judge_size(guessed))[name]["detail"]
+    measured = _size(target_machine_bytes=1_120_000, copied_bytes=200_000)
+    assert red(judge_size(measured)) == {}
+    more = _size(target_machine_bytes=1_120_000, copied_bytes=250_000)
+    assert "as the last saves of the source did" in red(judge_size(more))[name]["detail"]
+    assert red(judge_size(_size(target_machine_bytes=0))) == {}
+    assert red(judge_size(_size(target_machine_bytes=400_000, target_nodes=3))) == {}
+    small = red(judge_size(_size(target_machine_bytes=370_000, target_nodes=3)))
+    assert "375,000 a node of 3" in small[name]["detail"]
+
+
+async def test_what_a_save_of_the_source_copied_is_read(local: LocalMigration) -> None:
+    with local.servers[Side.SOURCE].client() as source:
+        source.mset({f"k{number}": "x" * 1_000 for number in range(5_000)})
+        source.execute_command("BGSAVE")
+        await asyncio.sleep(1)
+        told = max(source.info("persistence")[f"{kind}_last_cow_size"] for kind in ("rdb", "aof"))
+    size = await sized(opened(local))
+    assert size["copied_bytes"] == told > 0
+    assert size["target_machine_bytes"] > 2**30
 
 
 def test_growth_that_fills_the_target_is_a_finding() -> None:
@@ -432,7 +460,9 @@ def _advice(checks: list[Json], **size: object) -> dict[str, Json]:
         feed=size.pop("feed", "auto"),  # type: ignore[arg-type]
         budget=size.pop("budget", {}),  # type: ignore[arg-type]
     ).model_dump(mode="json")
-    return {row["topic"]: row for row in recommend(plan, facts, _size(**size), checks, rows)}
+    steps: list[Json] = size.pop("steps", [])  # type: ignore[assignment]
+    found = recommend(plan, facts, _size(**size), checks, rows, steps)
+    return {row["topic"]: row for row in found}
 
 
 def test_the_advice_may_be_not_to_migrate_yet() -> None:
@@ -447,6 +477,20 @@ def test_the_advice_may_be_not_to_migrate_yet() -> None:
         in _advice([], refused={"hash": 1}, strategy="migrate")["strategy"]["advice"]
     )
     assert "native" in _advice([], keys=10**9)["strategy"]["advice"]
+
+
+def test_the_advice_says_what_would_change_it() -> None:
+    topic = "what would change this advice"
+    good = {"slower": "", "errors": 0, "evicted_keys": 0}
+    steps = [{"speed": 1.0, **good}, {"speed": 2.0, **good}, {"speed": 4.0, **good, "errors": 3}]
+    found = _advice([], steps=steps, target_maxmemory=1_800_000)[topic]["finding"]
+    assert "grows to 2.0 times its size" in found
+    assert "more than 2 times the observed rate" in found
+    assert "more than 80 connections" in found
+    unknown = _advice([], target_maxmemory=0)[topic]["finding"]
+    assert "beyond the machine" in unknown
+    assert "it was not" in unknown
+    assert "no more room" in _advice([], target_maxmemory=800_000)[topic]["finding"]
 
 
 def test_the_advice_has_the_feed_the_topology_and_the_impact() -> None:

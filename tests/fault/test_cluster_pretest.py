@@ -19,9 +19,10 @@ from exodus.observe import ramp, traffic_copy
 from exodus.observe.capture import Capture
 from exodus.plan.vocabulary import Cutover, Side
 from exodus.topology.endpoint import Endpoint
-from tasks import probe, profile, shapes, sizing, trials, watching
+from tasks import probe, profile, shapes, sizing, trials
 from tasks.context import Json, Opened
 from tasks.proofs import judge_copy, judge_mix
+from tests.fault.test_pretest import watched
 from tests.support.cluster_gateway import cluster_migration
 from tests.support.packets import Recorder, pcap
 from tests.support.pair_of_clusters import Pair, setting
@@ -85,7 +86,7 @@ async def test_every_master_is_watched_and_the_mix_is_tried_on_every_master(
         assert await findings(it) == {}
         before = await inspect.unwrap(probe.fingerprint_source.fn)(it)
         async with shopping(pair):
-            report = await inspect.unwrap(watching.watch_copy.fn)(it, 1.0)
+            report = await watched(it, 1.0)
         assert red(judge_copy(report)) == {}
         assert report["seen_share"] == 1.0
         assert {row["node"] for row in report["nodes"]} == {
@@ -141,7 +142,7 @@ async def test_a_node_whose_traffic_is_not_copied_is_named(
 
             writing = asyncio.create_task(write())
             async with shopping(pair):
-                report = await inspect.unwrap(watching.watch_copy.fn)(it, 1.0)
+                report = await watched(it, 1.0)
             stop.set()
             await writing
         found = red(judge_copy(report))
@@ -156,7 +157,7 @@ async def test_a_node_whose_traffic_is_not_copied_is_named(
     try:
         async with migration(pair, control_server, tmp_path) as it:
             with pytest.raises(SourceError, match="refuses MONITOR"):
-                await inspect.unwrap(watching.watch_copy.fn)(it, 0.5)
+                await watched(it, 0.5)
     finally:
         with second.client() as client:
             client.execute_command("ACL", "SETUSER", "exodus", "+@all")

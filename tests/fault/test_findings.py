@@ -325,7 +325,7 @@ async def analysed(local: LocalMigration) -> list[Json]:
     ]
     facts: Json = await _task(probe.describe_sides)(it)  # type: ignore[assignment]
     predicted = await _task(predictions.keep_predictions)(it, size, workload)
-    verdict = recommend(local.plan.model_dump(mode="json"), facts, size, checks, predicted)[0][
+    verdict = recommend(local.plan.model_dump(mode="json"), facts, size, checks, predicted, [])[0][
         "finding"
     ]
     wanted = (

@@ -214,6 +214,9 @@ async def test_windows_of_the_gateways_are_kept_for_analyze(
     learn = inspect.unwrap(profile.learn_workload.fn)
     report = await learn(it, 1.5)
     assert report["changes"] == []
+    (sets,) = (row for row in report["commands"] if row["command"] == "SET")
+    assert 30 < sets["request_bytes_largest"] < 60
+    assert sets["reply_bytes_largest"] == 5
     assert sum(row["requests_per_s"] for row in report["rates"]) > 0
     assert max(row["connections"] for row in report["rates"]) == 1
     assert [(row["name"], row["connections_max"]) for row in report["clients_day"]] == [("shop", 1)]

@@ -42,7 +42,11 @@ def opened(local: LocalMigration, **changes: object) -> Opened:
 
 
 async def watched(it: Opened, seconds: float = 1.5) -> Json:
-    return await inspect.unwrap(watching.watch_copy.fn)(it, seconds)
+    """Watch as the flow does."""
+    by_packets = it.plan.capture_folder is not None
+    watch = watching.watch_by_packets if by_packets else watching.watch_by_monitor
+    found: Json = await inspect.unwrap(watch.fn)(it, seconds)
+    return found
 
 
 @contextlib.asynccontextmanager
