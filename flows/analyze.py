@@ -14,7 +14,7 @@ from flows.lifecycle import go_on
 from flows.phase import MIGRATION, SECONDS, MigrationName, Seconds, phase_flow
 from tasks.advice import find_provider_risks, judge_provider, recommend
 from tasks.beside import find_beside, judge_beside
-from tasks.capacity import check_rights, measure_capacity
+from tasks.capacity import check_rights, measure_capacity, try_libraries
 from tasks.checks import any_fatal, frames, open_findings, summary_lines, why_not_accepted
 from tasks.clients import direct_clients
 from tasks.cluster_fit import judge_cluster_fit
@@ -71,6 +71,7 @@ def analyze(migration: MigrationName = MIGRATION, seconds: Seconds = SECONDS) ->
         *judge_provider(risks),
         *judge_beside(beside),
         *check_rights(migration),
+        *try_libraries(migration),
     ]
     tried = _try_on_target(migration, began["plan"], facts, workload, checks)
     advice = [*tried.advice, *risk_rows(workload), *heavy_rows(workload)]

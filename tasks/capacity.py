@@ -1,4 +1,5 @@
-"""What Test will require of the target, looked at in Analyze already: capacity, and users' rights.
+"""What Test will require of the target, looked at in Analyze already: capacity, users' rights, and
+function libraries.
 
 Nothing here must hold yet. What does not is accepted by name, or mended before Test.
 """
@@ -7,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from exodus.acceptance import load, logins
+from exodus.acceptance import delivery, load, logins
 from exodus.acceptance.rows import FAILURES, Checked, broken
 from exodus.plan.bounds import TASKS_CAPACITY_SECONDS
 from exodus.plan.gate_checks import CheckLevel
@@ -50,6 +51,18 @@ async def check_rights(it: Opened) -> list[Json]:
         return _early(await logins.check_rights(it.plan, it.store))
     except FAILURES as exc:
         return _early([broken("rights of users", exc)])
+
+
+@kept_task("Load the function libraries on the target")
+@opens_migration
+async def try_libraries(it: Opened) -> list[Json]:
+    """Load each function library of the source on the target, and remove it at once."""
+    if it.plan.test_checks.delivery is CheckLevel.OFF:
+        return []
+    try:
+        return _early(await delivery.check_libraries(it.plan))
+    except FAILURES as exc:
+        return _early([broken("function libraries", exc)])
 
 
 def _early(found: Sequence[Checked]) -> list[Json]:

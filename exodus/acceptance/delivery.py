@@ -188,7 +188,10 @@ async def _code(plan: Plan, store: ControlStore) -> list[Checked]:
             await node.connect(name="exodus-smoke") as theirs,
             await loading[node.where].connect(name="exodus-smoke") as loads,
         ):
-            return await _code_on(store, ours, theirs, loads)
+            return [
+                await _scripts_on(store, loads),
+                await _libraries_on(ours, theirs),
+            ]
 
     asked = scripts_told(unseen(await registry.heartbeats(store, "gateway")))
     return [
@@ -197,37 +200,52 @@ async def _code(plan: Plan, store: ControlStore) -> list[Checked]:
     ]
 
 
-async def _code_on(store: ControlStore, source: Leg, target: Leg, loading: Leg) -> list[Checked]:
+async def check_libraries(plan: Plan) -> list[Checked]:
+    """Check that each node of the target takes the source's function libraries.
+
+    Each is loaded under a name of Exodus's own and removed at once.
+    """
+    source = await Endpoint(Side.SOURCE, plan.source).any_node()
+
+    async def tried(node: Node) -> list[Checked]:
+        async with (
+            await source.connect(name="exodus-smoke") as ours,
+            await node.connect(name="exodus-smoke") as theirs,
+        ):
+            return [await _libraries_on(ours, theirs)]
+
+    return await on_each(await Endpoint(Side.TARGET, plan.target).each_node(), tried)
+
+
+async def _scripts_on(store: ControlStore, loading: Leg) -> Checked:
     loaded: set[bytes] = set()
     refused = await load_scripts(store, loading, loaded)
-    missing = await _missing(loading, loaded)
-    libraries = await compare_libraries(source, target)
-    not_loaded = {} if not libraries.code else await _libraries_refused(target, libraries.code)
-    wrong = [*refused, *missing]
-    rows = [
-        Checked(
-            "scripts of the applications",
-            not wrong,
-            "; ".join(wrong[:ACCEPTANCE_NAMED]) or f"{len(loaded)} are loaded on the target",
-            "EVALSHA would be answered NOSCRIPT, or with an error",
-            "correct the script, or choose a target that takes it",
-        ),
-    ]
-    if libraries.not_told:
-        return [*rows, told("function libraries", libraries.not_told)]
-    refusals = [libraries.not_taken] if libraries.not_taken and libraries.differ else []
-    refusals += [f"{name}: {why}" for name, why in not_loaded.items()]
-    rows.append(
-        Checked(
-            "function libraries",
-            not refusals,
-            "; ".join(refusals)
-            or f"{len(libraries.equal)} equal, {len(libraries.differ)} that the cutover carries",
-            "FCALL would fail",
-            "correct the library, or choose a target that takes it",
-        )
+    wrong = [*refused, *await _missing(loading, loaded)]
+    return Checked(
+        "scripts of the applications",
+        not wrong,
+        "; ".join(wrong[:ACCEPTANCE_NAMED]) or f"{len(loaded)} are loaded on the target",
+        "EVALSHA would be answered NOSCRIPT, or with an error",
+        "correct the script, or choose a target that takes it",
     )
-    return rows
+
+
+async def _libraries_on(source: Leg, target: Leg) -> Checked:
+    libraries = await compare_libraries(source, target)
+    if libraries.not_told:
+        return told("function libraries", libraries.not_told)
+    refusals = [libraries.not_taken] if libraries.not_taken and libraries.differ else []
+    if libraries.code:
+        refused = await _libraries_refused(target, libraries.code)
+        refusals += [f"{name}: {why}" for name, why in refused.items()]
+    return Checked(
+        "function libraries",
+        not refusals,
+        "; ".join(refusals)
+        or f"{len(libraries.equal)} equal, {len(libraries.differ)} that the cutover carries",
+        "FCALL would fail",
+        "correct the library, or choose a target that takes it",
+    )
 
 
 async def _missing(target: Leg, digests: set[bytes]) -> list[str]:

@@ -50,6 +50,10 @@ MUST, SHOULD, INFO = Level.MUST, Level.SHOULD, Level.INFO
 BESIDE = "users, settings and code that applications need are on the target"
 SAME = "users, settings and code of both sides are the same"
 _USER = ("ACL", "SETUSER", "shop", "on", ">secret", "~*", "&*", "+@all")
+_NEWER_LIBRARY = (
+    "#!lua name=newer\nif redis.REDIS_VERSION_NUM < 524288 then redis.older() end\n"
+    "redis.register_function('newer', function() return 1 end)"
+)
 _LIBRARY = "#!lua name=shop\nredis.register_function('price', function(keys) return 1 end)"
 _BUSY_KEYS = 3_000
 
@@ -180,6 +184,14 @@ CATALOGUE = [
         "function library shop",
         source=(("FUNCTION", "LOAD", _LIBRARY),),
         kinds=(ServerKind.VALKEY_81, ServerKind.VALKEY_91),
+    ),
+    Defect(
+        "library that the target refuses",
+        "function libraries",
+        SHOULD,
+        "newer",
+        source=(("FUNCTION", "LOAD", _NEWER_LIBRARY),),
+        kinds=(_NEW, ServerKind.VALKEY_91),
     ),
     Defect(
         "maxmemory below the use",
@@ -319,6 +331,7 @@ async def analysed(local: LocalMigration) -> list[Json]:
         *judge_provider(risks),
         *judge_beside(found),
         *await _task(capacity.check_rights)(it),
+        *await _task(capacity.try_libraries)(it),
         *judge_shapes(tried),
         *judge_scripts(scripts),
         *judge_size(size),
