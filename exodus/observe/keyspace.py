@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from exodus.net.info import databases_of, info_of
 from exodus.net.leg import Leg, ReplyError
 from exodus.observe.shapes import hashed_words, pattern_of
 from exodus.plan.bounds import (
@@ -70,7 +71,7 @@ class Keyspace(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    keys: int = Field(ge=0, description="of all databases, as DBSIZE says it")
+    keys: int = Field(ge=0, description="of all databases, as INFO says it")
     sampled: int = Field(ge=0)
     complete: bool = Field(description="whether every key is in the sample")
     groups: list[KeyGroup]
@@ -161,7 +162,7 @@ async def sample_keys(
         hashed: key patterns are shown by hashes of their words.
 
     Raises:
-        hiredis.ReplyError: a server refuses SCAN or DBSIZE.
+        hiredis.ReplyError: a server refuses SCAN or INFO.
         SourceError: it went away.
     """
     ends = time.monotonic() + seconds_max
@@ -170,7 +171,8 @@ async def sample_keys(
     places = [(leg, db) for leg in legs for db in databases]
     for place, (leg, db) in enumerate(places):
         await leg.select(db)
-        keys += await leg.call("DBSIZE")
+        # Not DBSIZE, to which the syncer's user has no right on the source
+        keys += databases_of(info_of(await leg.call("INFO", "keyspace"))).get(db, 0)
         most = (keys_max - len(sample)) // (len(places) - place)
         cursor, taken = b"0", 0
         while taken < most and time.monotonic() < ends:
