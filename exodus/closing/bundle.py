@@ -232,7 +232,8 @@ def _check_line(folder: Path, number: int, raw: bytes, found: CheckedBundle) -> 
         found.problems.append(f"{_MANIFEST}: line {number} cannot be read")
         return None
     path = folder / name
-    if path.parent != folder or not path.is_file():
+    # A name that no file can have is an OSError in some places, and in others none.
+    if name not in {each.name for each in folder.iterdir()} or not path.is_file():
         found.problems.append(f"{name}: missing")
         return name
     found.files += 1

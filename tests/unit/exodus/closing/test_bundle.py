@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from pathlib import Path
 
+import orjson
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import (
@@ -99,6 +100,14 @@ def test_a_line_that_was_taken_out_or_moved_is_found(folder: Path) -> None:
     for edited in (lines[:-1], lines[1:], [lines[1], lines[0], *lines[2:]]):
         manifest.write_bytes(b"".join(edited))
         assert bundle.check(folder, head=_head(folder)).problems
+
+
+@pytest.mark.parametrize("name", ["x" * 5_000, "x\0y", "../plan.json", ".", "", "x\nunchanged"])
+def test_a_line_that_names_no_file_is_found(folder: Path, name: str) -> None:
+    manifest, head = folder / "manifest.jsonl", _head(folder)
+    line = orjson.dumps({"file": name, "bytes": 1, "sha256": "", "chain": ""})
+    manifest.write_bytes(line + b"\n" + manifest.read_bytes())
+    assert f"{name}: missing" in bundle.check(folder, head=head).problems
 
 
 def test_a_whole_new_bundle_is_told_from_the_first_by_its_head(
