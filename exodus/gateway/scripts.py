@@ -9,7 +9,11 @@ from __future__ import annotations
 
 import hashlib
 
-from exodus.plan.bounds import SCRIPTS_ASKED_DIGESTS_MAX, SCRIPTS_BYTES_MAX
+from exodus.plan.bounds import (
+    SCRIPT_OVERHEAD_BYTES,
+    SCRIPTS_ASKED_DIGESTS_MAX,
+    SCRIPTS_BYTES_MAX,
+)
 
 
 class Scripts:
@@ -29,10 +33,11 @@ class Scripts:
         """Note the text of a script that the authority accepted."""
         if text in self._seen:
             return
-        if self._bytes + len(text) > SCRIPTS_BYTES_MAX:
+        size = len(text) + SCRIPT_OVERHEAD_BYTES  # a client may send many short ones
+        if self._bytes + size > SCRIPTS_BYTES_MAX:
             self.left_out += 1
             return
-        self._bytes += len(text)
+        self._bytes += size
         self._seen.add(text)
         sha = digest(text)
         self._shas.add(sha)

@@ -15,6 +15,7 @@ from exodus.plan.bounds import (
     SHADOW_BYTES_PER_S_MAX,
     SHADOW_ENTRY_PAIRS,
     SHADOW_KEPT_MS,
+    SHADOW_QUEUE_BYTES_MAX,
     SHADOW_QUEUE_MAX,
     SHADOW_STREAM_BATCH_PAIRS,
     SHADOW_STREAM_PUBLISH_EVERY_S,
@@ -38,14 +39,18 @@ class ShadowStream:
         # redis-py's pipeline takes ten times the CPU for a pair (docs/design/gateway-speed.md).
         self._pipe = StorePipe(store)
         self._queue: deque[bytes] = deque()
+        self._bytes = 0  # in the queue
         self.dropped = 0
 
     def offer(self, db: int, request: bytes, reply: bytes, write: bool, client: bytes) -> None:
         """Queue a pair, or drop it; `client` says who sent the request."""
-        if len(self._queue) >= SHADOW_QUEUE_MAX:
+        full = len(self._queue) >= SHADOW_QUEUE_MAX
+        if full or self._bytes + len(request) + len(reply) > SHADOW_QUEUE_BYTES_MAX:
             self.dropped += 1
-        else:
-            self._queue.append(pack_pair(db, write, request, reply, client))
+            return
+        pair = pack_pair(db, write, request, reply, client)
+        self._queue.append(pair)
+        self._bytes += len(pair)
 
     async def publish(self) -> None:
         """Publish until cancelled."""
@@ -69,6 +74,7 @@ class ShadowStream:
             found: list[bytes] = []
             for _ in range(min(len(self._queue), SHADOW_STREAM_BATCH_PAIRS)):
                 pair = self._queue.popleft()
+                self._bytes -= len(pair)
                 if len(pair) > allowed:
                     self.dropped += 1
                     continue

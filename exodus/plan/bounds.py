@@ -13,10 +13,13 @@ INLINE_BYTES_MAX = 64 * 1024  # The servers' own limit for an inline request or 
 WHOLE_REPLY_BYTES_MAX = 16 * 1024 * 1024  # A reply that the gateway splits or changes.
 TRANSACTION_BYTES_MAX = 1024 * 1024  # A longer queued MULTI is not carried over a switch.
 SUBSCRIPTIONS_TRACKED_MAX = 10_000  # Channels and patterns of one session.
+SUBSCRIPTIONS_BYTES_MAX = 2 * 1024 * 1024  # Their names.
+REPLAYED_BYTES_MAX = 64 * 1024  # A request that sets a session's state, kept for its next leg.
 SUBSCRIPTION_REPLY_BYTES_MAX = 1024  # The end of a sharded subscription, as a node tells it.
 PIPELINE_MAX = 2_000  # Unanswered requests of a session. It is then read again at half of them.
 CURSOR_BITS = 45  # The server's part of a SCAN cursor. The bits above name the authority.
 SCRIPTS_BYTES_MAX = 8 * 1024 * 1024  # Script texts kept, to be loaded on the other side.
+SCRIPT_OVERHEAD_BYTES = 256  # What one of them takes in memory beside its text.
 UNKNOWN_REQUESTS_MAX = 1_000  # Requests whose command the server has yet to describe, else a gap.
 UNKNOWN_BYTES_MAX = 4 * 1024 * 1024  # The arguments of those requests.
 COMMAND_NAME_BYTES_MAX = 64  # Of a command's spelling that a gateway remembers.
@@ -66,6 +69,7 @@ MOVE_SECONDS_MAX = 1.0  # A session whose requests are not answered by then is c
 
 # Shadow traffic and canary reads.
 SHADOW_QUEUE_MAX = 10_000  # Sampled pairs that wait to be published.
+SHADOW_QUEUE_BYTES_MAX = 4 * 1024 * 1024  # Their bytes.
 SHADOW_PAYLOAD_BYTES_MAX = 64 * 1024
 SHADOW_BYTES_PER_S_MAX = 2 * 1024 * 1024  # Of one gateway process, into the control store.
 SHADOW_ENTRY_PAIRS = 100  # Sampled pairs in one entry of the stream.

@@ -4,7 +4,7 @@ cimport cython
 from exodus.commands.table cimport Command
 from exodus.telemetry.histogram cimport Histogram
 
-cdef Py_ssize_t _WAITING_MAX, _DISTINCT_MASK, _HOT_MASK, _PREFIX_BYTES_MAX
+cdef Py_ssize_t _WAITING_MAX, _DISTINCT_MASK, _HOT_MASK, _PREFIX_BYTES_MAX, _KEY_BYTES_MAX
 
 cdef class CommandCounters:
     cdef public Py_ssize_t calls, request_bytes, reply_bytes

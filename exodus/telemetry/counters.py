@@ -21,11 +21,13 @@ from exodus.plan.bounds import (
     COUNTERS_WAITING_KEYS_MAX,
     DISTINCT_SAMPLE,
     HOT_SAMPLE,
+    KEY_BYTES_MAX,
 )
 from exodus.telemetry.histogram import Histogram
 from exodus.telemetry.sample import Sample
 
 _PREFIX_BYTES_MAX = COUNTERS_PREFIX_BYTES_MAX
+_KEY_BYTES_MAX = KEY_BYTES_MAX
 _WAITING_MAX = COUNTERS_WAITING_KEYS_MAX
 _HOT_MASK = HOT_SAMPLE - 1
 _DISTINCT_MASK = DISTINCT_SAMPLE - 1
@@ -212,12 +214,14 @@ class Telemetry:
             return
         # The one that the dictionaries need anyway, and that is kept in the key
         if hash(key) & _DISTINCT_MASK == 0:
-            self._distinct.append(key)
+            self._distinct.append(key[:_KEY_BYTES_MAX])
+            if len(self._distinct) >= _WAITING_MAX:  # a client may name one such key only
+                self._take_in()
         # Drawn, not every eighth: traffic has rhythms of its own. (The linear congruential
         # generator of the C standard's example.)
         self._turn = (self._turn * 1_103_515_245 + 12_345) & 0x7FFF_FFFF
         if (self._turn >> 16) & _HOT_MASK == 0:
-            self._hot.append(key)
+            self._hot.append(key[:_KEY_BYTES_MAX])
             if len(self._hot) >= _WAITING_MAX:
                 self._take_in()
         view = key  # the compiled form reads it as an array of bytes

@@ -13,7 +13,6 @@ from exodus.gateway.session.pending import Pending
 from exodus.gateway.session.replay import take_over_command
 from exodus.gateway.session.transaction import QueuedEffect, Transaction
 from exodus.gateway.session.waiting import WaitingReplies
-from exodus.plan.bounds import SUBSCRIPTIONS_TRACKED_MAX
 from exodus.plan.vocabulary import JournalMode
 from exodus.resp.elements import elements
 from exodus.resp.scanner import SKIPPED, Reply
@@ -202,9 +201,7 @@ class Matching:
             name = elements(frame)[1]
         except (ValueError, IndexError):
             return True  # longer than is kept: a replay subscribes again
-        parts.state.channels.discard(
-            b"SSUBSCRIBE " + frame[name.start : name.end - 2].partition(b"\r\n")[2]
-        )
+        parts.state.leave(b"SSUBSCRIBE " + frame[name.start : name.end - 2].partition(b"\r\n")[2])
         return True
 
     def _confirmed_one(self, pending: Pending, reply: Reply) -> bool:
@@ -217,10 +214,10 @@ class Matching:
         names = pending.names
         if pending.command.role is Role.SUBSCRIBE:
             name = names[len(names) - pending.expected] if names else b""
-            if name is SKIPPED or len(state.channels) >= SUBSCRIPTIONS_TRACKED_MAX:
+            if name is SKIPPED:
                 state.unknown_why = "more subscriptions than are tracked"
             else:
-                state.channels.add(kind + b" " + name)
+                state.join(kind + b" " + name)
         else:
             kind = kind.replace(b"UNSUBSCRIBE", b"SUBSCRIBE") + b" "
             if pending.expected == _ALL_NAMES:
@@ -228,7 +225,7 @@ class Matching:
                 pending.names = names
                 pending.expected = len(names) or 1
             if names:
-                state.channels.discard(kind + names[len(names) - pending.expected])
+                state.leave(kind + names[len(names) - pending.expected])
         pending.expected -= 1
         parts.replies.spoken = not parts.orders.silence_covers_pushes
         return pending.expected > 0

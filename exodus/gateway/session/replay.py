@@ -11,12 +11,14 @@ from exodus.gateway.logins import Logins
 from exodus.gateway.session.parts import REPLY_OFF, REPLY_ON, SessionParts
 from exodus.gateway.session.pending import Pending
 from exodus.gateway.session.state import Prediction, SessionState
+from exodus.plan.bounds import REPLAYED_BYTES_MAX
 from exodus.resp.encode import encode
 from exodus.resp.scanner import RequestScanner
 
 # Settings that change no reply. An older server may not know them all.
 _COSMETIC = frozenset({"setinfo", "no-evict", "no-touch"})
 _SHARDED = b"SSUBSCRIBE"
+_TOO_LONG = "a session command that is longer than is kept"
 _READONLY = "readonly"  # a server that is no node of a cluster refuses it, and needs it not
 
 
@@ -89,7 +91,7 @@ def leave_channels(state: SessionState, names: Sequence[bytes]) -> bytes:
     """
     found = []
     for name in names:
-        state.channels.discard(_SHARDED + b" " + name)
+        state.leave(_SHARDED + b" " + name)
         left = len(_channels(state, _SHARDED))
         kind = b">" if state.protocol == 3 else b"*"
         found.append(
@@ -122,10 +124,13 @@ def take_over_command(parts: SessionParts, pending: Pending, head: bytes, *, fai
         _take_over_readonly(state, args)
         return
     if not args:
-        state.unknown_why = "a session command that is longer than is kept"
+        state.unknown_why = _TOO_LONG
         return
     for slot, raw in _slots(role, args):
         state.replay.pop(slot, None)
+        if len(raw) > REPLAYED_BYTES_MAX:
+            state.unknown_why = _TOO_LONG
+            continue
         state.replay[slot] = raw
         if slot == "setname":
             state.name = _name_in(raw)

@@ -5,13 +5,15 @@ from exodus.gateway.session.transaction cimport Transaction
 
 @cython.final
 cdef class SessionState:
-    cdef public Py_ssize_t db, protocol
+    cdef public Py_ssize_t db, protocol, channel_bytes
     cdef public bytes name
     cdef public bint watching, watch_lost, in_multi, tracking, tracking_redirected
     cdef public set channels
     cdef public dict replay
     cdef public object unknown_why
 
+    cpdef join(self, bytes channel)
+    cpdef leave(self, bytes channel)
     cpdef reset(self)
 
 @cython.final

@@ -8,12 +8,14 @@ hold, and which intents to log.
 from __future__ import annotations
 
 from exodus.gateway.session.transaction import Transaction
+from exodus.plan.bounds import SUBSCRIPTIONS_BYTES_MAX, SUBSCRIPTIONS_TRACKED_MAX
 
 
 class SessionState:
     """What the authority has confirmed."""
 
     __slots__ = (
+        "channel_bytes",
         "channels",
         "db",
         "in_multi",
@@ -35,12 +37,33 @@ class SessionState:
         self.watch_lost = False  # the leg was replaced while WATCH was on: the next EXEC must fail
         self.in_multi = False
         self.channels: set[bytes] = set()  # each with its kind in front: b"SUBSCRIBE name"
+        self.channel_bytes = 0
         self.tracking = False
         # Invalidations go to another connection, whose id differs on another server.
         self.tracking_redirected = False
         # HELLO, AUTH and CLIENT by what they set, in the order in which they took effect.
         self.replay: dict[str, bytes] = {}
         self.unknown_why: str | None = None  # why the state is not known well enough to be replayed
+
+    def join(self, channel: bytes) -> None:
+        """Note a subscription; beyond a bound, that not all of them are known."""
+        if channel in self.channels:
+            return
+        self.channel_bytes += len(channel)
+        if (
+            len(self.channels) >= SUBSCRIPTIONS_TRACKED_MAX
+            or self.channel_bytes > SUBSCRIPTIONS_BYTES_MAX
+        ):
+            self.channel_bytes -= len(channel)
+            self.unknown_why = "more subscriptions than are tracked"
+        else:
+            self.channels.add(channel)
+
+    def leave(self, channel: bytes) -> None:
+        """Note the end of a subscription."""
+        if channel in self.channels:
+            self.channels.remove(channel)
+            self.channel_bytes -= len(channel)
 
     def reset(self) -> None:
         """Return to the state of a new connection: the authority answered RESET."""
@@ -49,6 +72,7 @@ class SessionState:
         self.protocol = 2
         self.tracking = self.in_multi = self.watching = False
         self.channels.clear()
+        self.channel_bytes = 0
         self.name = b""
 
 

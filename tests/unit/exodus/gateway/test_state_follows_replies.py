@@ -9,7 +9,11 @@ import pytest
 from exodus.control.changes import Barrier
 from exodus.control.gap_reasons import NO_ANSWER, REPLACED, SCRIPTS, UNMATCHED
 from exodus.gateway.session import Session
-from exodus.plan.bounds import TRANSACTION_BYTES_MAX
+from exodus.plan.bounds import (
+    REPLAYED_BYTES_MAX,
+    SUBSCRIPTIONS_BYTES_MAX,
+    TRANSACTION_BYTES_MAX,
+)
 from exodus.plan.vocabulary import JournalMode
 from exodus.resp.encode import encode
 from tests.support.script import Recorder, Script, replayed
@@ -139,6 +143,31 @@ def test_a_subscribe_after_a_refused_hello_is_confirmed_in_the_old_protocol() ->
     session.from_server(b"-ERR only\r\n", 0.0)
     assert session.idle
     assert session.state.channels == {b"SUBSCRIBE a", b"SUBSCRIBE b"}
+
+
+def test_what_a_session_is_subscribed_to_has_a_bound_in_bytes() -> None:
+    """A server keeps a channel's name once for many subscribers, a gateway for each."""
+    session, size = Session(Recorder(), orders()), SUBSCRIPTIONS_BYTES_MAX // 10
+    names = [b"%d" % number + b"x" * size for number in range(20)]
+    for number, name in enumerate(names, 1):
+        told(session, (encode("SUBSCRIBE", name), confirmation(b"subscribe", name, number)))
+    assert sum(map(len, session.state.channels)) <= SUBSCRIPTIONS_BYTES_MAX
+    assert session.cannot_switch == "more subscriptions than are tracked"
+    leaving = Session(Recorder(), orders())
+    for name in names * 2:  # one after the other, with an end each
+        told(leaving, (encode("SUBSCRIBE", name), confirmation(b"subscribe", name, 1)))
+        told(leaving, (encode("UNSUBSCRIBE", name), confirmation(b"unsubscribe", name, 0)))
+    assert leaving.cannot_switch is None
+    assert leaving.state.channel_bytes == 0
+
+
+def test_a_long_session_command_is_not_kept_for_a_replay() -> None:
+    session, long = Session(Recorder(), orders()), b"x" * REPLAYED_BYTES_MAX
+    told(session, (encode("CLIENT", "KILL", "ID", long), b":0\r\n"))
+    assert session.cannot_switch is None  # it sets nothing
+    told(session, (encode("CLIENT", "TRACKING", "ON", "BCAST", "PREFIX", long), OK))
+    assert session.cannot_switch == "a session command that is longer than is kept"
+    assert session.state.replay == {}
 
 
 def test_a_list_that_begins_with_message_is_a_reply() -> None:

@@ -12,6 +12,7 @@ from hypothesis import given
 from exodus.commands.table import Command, CommandTable
 from exodus.gateway.orders import Orders
 from exodus.gateway.session import Session
+from exodus.plan.bounds import DISTINCT_SAMPLE
 from exodus.resp.encode import encode
 from exodus.telemetry.counters import NO_PREFIX, OTHER, NoKeyStatistics, Telemetry
 from exodus.telemetry.histogram import VALUE_MAX, Histogram
@@ -116,6 +117,23 @@ def test_keys_and_made_up_names_take_bounded_memory() -> None:
     assert OTHER in telemetry.prefixes
     assert len(telemetry.snapshot()["SET"]["errors_by_code"]) <= 65
     assert 0.85 * MANY <= telemetry.distinct_keys() <= 1.15 * MANY
+
+
+def test_long_keys_take_bounded_memory() -> None:
+    """A client that names one long key again and again, which the sketch of distinct keys sees."""
+    telemetry = Telemetry(KeySketches())
+    beginning = b"k" * 100_000
+    seen = next(
+        end
+        for end in map(b"%d".__mod__, range(10_000))
+        if not hash(beginning + end) % DISTINCT_SAMPLE
+    )
+    tracemalloc.start()
+    for _ in range(400):
+        telemetry.observe(GET, beginning + seen, 0.001, 30, 30, b"")
+    kept, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert kept < 1024 * 1024, "each of them was kept whole"
 
 
 def test_secrets_never_leave_the_scanner() -> None:
