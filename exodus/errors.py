@@ -32,12 +32,20 @@ class ExodusError(Exception):
         self.next_step = masked(next_step)
 
     def __str__(self) -> str:
-        return f"{self.what} [{self.code}]\n  why:  {self.why}\n  next: {self.next_step}"
+        return (
+            f"{_below(self.what)} [{self.code}]\n  why:  {_below(self.why)}\n"
+            f"  next: {_below(self.next_step)}"
+        )
 
     def __reduce__(self) -> tuple[Any, ...]:
         # The default one calls the subclass with `args` alone, which fails in the *reading* process
         # and so hides the real error behind a process pool.
         return _revive, (type(self), self.args, vars(self))
+
+
+def _below(text: str) -> str:
+    """Return a text whose further lines do not begin as one of Exodus's own: they are indented."""
+    return text.replace("\n", "\n        ")
 
 
 def _revive(kind: type[ExodusError], args: tuple[Any, ...], facts: dict[str, Any]) -> ExodusError:

@@ -8,7 +8,7 @@ here:
 | --------------------------------------- | ---------- |
 | a line of a terminal                    | `plain`    |
 | logs, where a record is made            | `mask_logs`|
-| several lines there                     | `lines`    |
+| an error with its reasons there         | `lines`    |
 | artifacts and forms of Prefect          | `markdown` |
 | report.html, which escapes by itself    | `plain`    |
 | Great Expectations' pages, which do not | `markup`   |
@@ -46,6 +46,7 @@ _AT_START = re.compile(r"^(\s*)([#+=!-])")
 # The mark is escaped, since a backslash before a digit is shown as one. It begins a list only
 # before white space.
 _NUMBER = re.compile(r"^(\s*\d+)([.)])(?=\s|$)")
+_FURTHER_LINE = re.compile(r"\n(?! {4})")  # one that is not indented yet
 
 
 def remember(secret: str) -> str:
@@ -133,7 +134,11 @@ class LogFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """Format a record; further lines of it are indented."""
-        return lines(super().format(record)).replace("\n", "\n    ")
+        return _below(lines(super().format(record)))
+
+
+def _below(text: str) -> str:
+    return _FURTHER_LINE.sub("\n    ", text)
 
 
 def mask_logs() -> None:
@@ -152,7 +157,8 @@ def mask_logs() -> None:
             ValueError,
         ):  # its text and its arguments do not fit; that is no reason to fail whoever logs
             said = f"{record.msg} {record.args}"
-        record.msg, record.args = lines(said), ()
+        # As below: whoever formats it, no line of it begins as another record would.
+        record.msg, record.args = _below(lines(said)), ()
         if record.exc_info and record.exc_info[0] is not None:
             # What formatters use in place of their own
             record.exc_text = lines(traceback.formatException(record.exc_info))

@@ -91,7 +91,7 @@ def main() -> None:
     # Long-lived processes install their own handlers.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     sys.excepthook = lambda kind, exc, traceback: say(
-        "".join(format_exception(kind, exc, traceback))
+        *"".join(format_exception(kind, exc, traceback)).splitlines()
     )
     status: int | None = None
     try:

@@ -57,7 +57,7 @@ def apply(
     if examined.fatal:
         first, *others = examined.fatal
         for finding in others:
-            say(f"error: {finding.what}\n  why:  {finding.why}\n  next: {finding.next_step}")
+            say(f"error: {finding.what}", f"  why:  {finding.why}", f"  next: {finding.next_step}")
         raise OperatorError(
             first.what, why=f"{first.why}; nothing was registered", next_step=first.next_step
         )

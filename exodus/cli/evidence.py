@@ -109,6 +109,6 @@ def check(
             if not found.problems
             else "NOT PROVED"
         )
-        show("\n".join([*found.problems, f"{found.files} files, head {found.head}: {verdict}"]))
+        show(*found.problems, f"{found.files} files, head {found.head}: {verdict}")
     if found.problems:
         raise typer.Exit(1)

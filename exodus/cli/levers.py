@@ -202,7 +202,7 @@ def redirect(
             if orders is None
             else f"redirect: each gateway process ends {orders['per_s']:g} connections a second"
         )
-        stopped = "".join(f"\nstopped by itself: {each}" for each in now["stopped"])
+        stopped = "".join(f"; stopped by itself: {each}" for each in now["stopped"])
         return (
             f"{pace}; {sum(now['closed'].values())} ended, {now['came_back']} came since, "
             f"{now['left']} left{stopped}"

@@ -104,8 +104,8 @@ def migrations(file: FileOption = None, home: HomeOption = None, json: JsonOptio
     for row in rows:
         at = f"authority {row['authority']} · " if row["authority"] else ""
         show(
-            f"{row['migration']}: {row['state']} · {at}{row['source']} → {row['target']}\n   "
-            f" {row['says']}"
+            f"{row['migration']}: {row['state']} · {at}{row['source']} → {row['target']}",
+            f"    {row['says']}",
         )
     if away:
         told = [

@@ -17,19 +17,24 @@ from exodus.errors import ExodusError
 from exodus.safe_text import cleaned, lines, plain
 
 
-def say(text: str) -> None:
-    """Print a line for a person on standard error."""
-    print(lines(text), file=sys.stderr, flush=True)
+def say(*texts: str) -> None:
+    """Print lines for a person on standard error.
+
+    Each text is one line: a line end in a key or a name would begin a line that Exodus never wrote.
+    """
+    for text in texts:
+        print(plain(text), file=sys.stderr, flush=True)
 
 
-def show(text: str) -> None:
-    """Print lines for a person on standard output."""
-    print(lines(text))
+def show(*texts: str) -> None:
+    """Print lines for a person on standard output, as `say`."""
+    for text in texts:
+        print(plain(text))
 
 
 def show_error(error: ExodusError) -> None:
     """Print what happened, why, and what to do next."""
-    say(f"error: {error}")
+    print(lines(f"error: {error}"), file=sys.stderr, flush=True)
 
 
 def show_json(document: object) -> None:

@@ -475,7 +475,7 @@ def _show(status: Json, api: PrefectApi | None) -> None:
     if status["canary"]["percent"] or status["canary"]["gave_up"]:
         show(f"canary: {status['canary']['percent']:g} % of the keys, {text_of(status['canary'])}")
     waiting: Any = status["waiting"] if status["failed_run"] is None else None
-    show(f"waiting: {status['why_waiting']}\nnext:    {status['what_unblocks']}")
+    show(f"waiting: {status['why_waiting']}", f"next:    {status['what_unblocks']}")
     failed = [status["phases"][name] for name in status["failed"]]
     if api is not None and status["state"] == "failed" and failed and failed[-1].get("flow_run_id"):
         at_fault = status["failed_run"] or failed[-1]

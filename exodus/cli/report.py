@@ -87,7 +87,7 @@ def _list(kept: dict[str, dict[str, Any]], *, as_json: bool) -> None:
 
 
 def _show(phase: str, found: dict[str, Any]) -> None:
-    show("\n".join(f"{name}: {value}" for name, value in found["summary"].items()))
+    show(*(f"{name}: {value}" for name, value in found["summary"].items()))
     for name, rows in {**found["frames"], **found["lists"]}.items():
         if not rows:
             continue

@@ -53,8 +53,9 @@ def up(
         for name, url in found.items():
             show(f"{name:14} {url}")
         show(
-            "\nNext: exodus start pre-test; exodus status. From Analyze on, applications "
-            "connect to the gateway."
+            "",
+            "Next: exodus start pre-test; exodus status. From Analyze on, applications "
+            "connect to the gateway.",
         )
 
 

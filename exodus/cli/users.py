@@ -90,4 +90,4 @@ def users(
         for right in document["rights"]:
             without = f" (without it: {right['without']})" if right["without"] else ""
             show(f"#   {', '.join(right['commands'])}: {right['why']}{without}")
-        show(f"ACL SETUSER {document['user']} on >PASSWORD {document['rule']}\n")
+        show(f"ACL SETUSER {document['user']} on >PASSWORD {document['rule']}", "")

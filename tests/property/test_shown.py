@@ -219,6 +219,7 @@ def test_a_secret_is_in_no_log_of_a_flow_whoever_formats_it() -> None:
         misfit = "%s and %s"
         log.error(misfit, f"one argument, and {secret}")
         log.error("redis://u:%s@h:1", "another/QXZJ")
+        log.error("the key %s", "a\nERROR forged")
     finally:
         logging.setLogRecordFactory(before)
         log.removeHandler(handler)
@@ -226,6 +227,7 @@ def test_a_secret_is_in_no_log_of_a_flow_whoever_formats_it() -> None:
     assert words.getvalue().count("***") >= 4
     assert "QXZJ" not in words.getvalue()
     assert "ValueError: cannot use ***" in words.getvalue()
+    assert "the key a\n    ERROR forged" in words.getvalue()
 
 
 @given(
@@ -258,6 +260,25 @@ def test_a_terminal_and_a_log_obey_nothing(text: str) -> None:
         logging.LogRecord("x", logging.INFO, "", 0, "%s", (text,), None)
     )
     assert all(line.startswith("    ") for line in shown_log.split("\n")[1:])
+
+
+@given(_HOSTILE, _HOSTILE)
+def test_no_text_begins_a_line_that_exodus_never_wrote(text: str, more: str) -> None:
+    """A key or a name with a line end in it could show another verdict, or another error."""
+    words = StringIO()
+    with redirect_stdout(words), redirect_stderr(words):
+        show(f"  db0 {text}: differs")
+        say(f"warning: {text}", f"  {more}")
+    shown = words.getvalue().split("\n")
+    assert len(shown) == 4
+    assert [line[:2] for line in shown] == ["  ", "wa", "  ", ""]
+    words = StringIO()
+    with redirect_stderr(words):
+        show_error(SourceError(text, why=more, next_step=text))
+    first, *others = words.getvalue().removesuffix("\n").split("\n")
+    assert first.startswith("error: ")
+    heads = [line[:8] for line in others if not line.startswith(" " * 8)]
+    assert heads == ["  why:  ", "  next: "]
 
 
 @given(_HOSTILE)
