@@ -49,6 +49,9 @@ STRANGE = [
     encode("LMPOP", "9" * 5_000, "k", "LEFT"),
     encode("BLPOP", "k", "9" * 5_000),
     encode("SET", b"k" * 70_000, "v"),
+    # From Redis 7 on a client without a login is closed at 16 kB. A script could answer that, too.
+    encode("EVAL", "return 1", 1, b"k" * 20_000),
+    encode("FCALL", "f", 1, b"k" * 20_000),
     encode("NOSUCH", "k"),
     encode("FLUSHALL"),
     encode_many([("MULTI",), ("SELECT", 70_000), ("EXEC",)]),

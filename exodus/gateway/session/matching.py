@@ -84,8 +84,9 @@ class Matching:
         error = _NOTHING
         if failed:
             error = reply.head.split(b" ", 1)[0]
-            if (pending.refused_elsewhere or not command.script) and reply.head.startswith(
-                _CLOSING_ERRORS
+            # A script may answer the same words, but runs for nobody without a login.
+            if reply.head.startswith(_CLOSING_ERRORS) and (
+                pending.refused_elsewhere or not command.script or parts.is_stranger()
             ):
                 parts.refuse_all()
         parts.orders.telemetry.observe(
