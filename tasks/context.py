@@ -25,6 +25,7 @@ from exodus.errors import ControlStoreError, OperatorError, SourceError, TargetE
 from exodus.net.client import answered
 from exodus.plan.address import Address
 from exodus.plan.bounds import TASKS_AGAIN_S, TASKS_FAILOVER_S, TASKS_STORE_AWAY_S
+from exodus.plan.in_place import in_place as plan_in_place
 from exodus.plan.plan import Plan
 from exodus.plan.vocabulary import Side
 from exodus.safe_text import mask_logs
@@ -37,7 +38,6 @@ P = ParamSpec("P")
 Json = dict[str, Any]
 log = logging.getLogger(__name__)
 mask_logs()
-_PLACE = ("host", "port", "sentinels", "service", "cluster", "username", "tls", "server_name")
 
 
 def live_task(name: str) -> Callable[[Callable[P, R]], Task[P, R]]:
@@ -113,25 +113,14 @@ async def registered_plan(store: ControlStore) -> Plan | None:
 
 
 def in_place(registered: Plan, block: Plan) -> Plan:
-    """Return the registered plan with the passwords and files of the block.
+    """Return the registered plan with the logins, secrets, files and workers of the block.
 
     A block that changed in the UI counts from the next phase on, which checks and registers it.
 
     Raises:
         OperatorError: the block names another server, so its password is for that server.
     """
-    changed = {}
-    for side in Side:
-        ours, theirs = registered.address(side), block.address(side)
-        if any(getattr(ours, name, None) != getattr(theirs, name, None) for name in _PLACE):
-            raise OperatorError(
-                f"the Migration block names another {side} than the registered plan",
-                why=f"{theirs.url} is not {ours.url}, with which this phase began",
-                next_step=f"put {ours.url} back into the block; or cancel this run, then "
-                "exodus apply",
-            )
-        changed[str(side)] = theirs
-    return registered.model_copy(update=changed)
+    return plan_in_place(registered, block, named="the Migration block")
 
 
 def opens_migration(

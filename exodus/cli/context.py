@@ -16,7 +16,9 @@ from exodus import private_files
 from exodus.cli.prefect_api import PrefectApi
 from exodus.control.store import ControlStore
 from exodus.errors import OperatorError
+from exodus.plan.in_place import in_place
 from exodus.plan.migration_file import MigrationFile, load_migration, migration_of
+from exodus.plan.plan import Plan
 from exodus.stack.home import Home
 
 HomeOption = Annotated[
@@ -126,3 +128,12 @@ def of_block(block: dict[str, Any]) -> MigrationFile:
 async def open_store(file: MigrationFile) -> ControlStore:
     """Return a migration's control store, after it has answered."""
     return await ControlStore.connect(file.control_store, file.plan.name)
+
+
+async def plan_of(store: ControlStore, migration: MigrationFile) -> Plan:
+    """Return the registered plan with the logins, secrets and files of the migration at hand.
+
+    Raises:
+        OperatorError: the registered plan names other servers.
+    """
+    return in_place(await store.plan(), migration.plan, named="the migration file")

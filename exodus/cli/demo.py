@@ -17,6 +17,7 @@ from typing import Any, cast
 import orjson
 import redis
 
+from exodus.cli.context import plan_of
 from exodus.cli.decisions import answer_open_decision
 from exodus.cli.demo_failover import fail_over
 from exodus.cli.output import say, show_table
@@ -486,8 +487,7 @@ def tamper(address: Address) -> None:
 async def _compare(file: MigrationFile) -> Json:
     """Compare both sides after the application has stopped and the journal is drained."""
     async with await ControlStore.connect(file.control_store, file.plan.name) as store:
-        plan = await store.plan()
-        engine = await open_engine(store, plan)
+        engine = await open_engine(store, await plan_of(store, file))
         deadline = time.monotonic() + 30
         while not await engine.feed.drained() and time.monotonic() < deadline:
             await asyncio.sleep(0.1)

@@ -19,6 +19,7 @@ from exodus.cli.context import (
     migration_at,
     of_block,
     open_store,
+    plan_of,
 )
 from exodus.cli.output import say, show, show_json, show_table
 from exodus.cli.phases import read_status
@@ -145,7 +146,7 @@ def archive(
 
     async def work() -> Json:
         async with await open_store(migration) as store:
-            plan = await store.plan()
+            plan = await plan_of(store, migration)
             await check_may_be_archived(store)
             api.migrations()  # whether Prefect answers, before anything is removed
             folder = to or evidence_folder(home_at(home)) / name / f"archive-{await store.now_ms()}"

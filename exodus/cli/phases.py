@@ -15,7 +15,15 @@ from exodus.backfill.progress import REPORT, ProgressMeter
 from exodus.backfill.progress_view import count_keys, look_at_verification
 from exodus.cancellation import beside
 from exodus.cli.attesting import ByOption, attest
-from exodus.cli.context import FileOption, HomeOption, JsonOption, home_at, migration_at, open_store
+from exodus.cli.context import (
+    FileOption,
+    HomeOption,
+    JsonOption,
+    home_at,
+    migration_at,
+    open_store,
+    plan_of,
+)
 from exodus.cli.output import say, show, show_json, show_table
 from exodus.cli.prefect_api import PrefectApi
 from exodus.cli.runs import ANSWERED, OPEN, STARTING, overlaid, run_ms, unwritten
@@ -533,13 +541,13 @@ async def _tell_verification(store: ControlStore, plan: Plan) -> None:
 
 async def _verify(
     store: ControlStore,
+    plan: Plan,
     *,
     fix: bool,
     depth: Depth = Depth.FULL,
     share: float = 1.0,
     remove_extra: bool = False,
 ) -> Json:
-    plan = await store.plan()
     engine = await open_engine(store, plan.acting(UserRole.VERIFIER))
     async with beside(_tell_verification(store, plan)):
         report = await reconcile(engine, BY_HAND, depth=depth, share=share)
@@ -585,7 +593,8 @@ def verify(
 
     async def work() -> Json:
         async with await open_store(migration) as store:
-            return await _verify(store, fix=repair, depth=depth, share=sample)
+            plan = await plan_of(store, migration)
+            return await _verify(store, plan, fix=repair, depth=depth, share=sample)
 
     report = asyncio.run(work())
     if json:
@@ -619,7 +628,8 @@ def dry_run(
 
     async def work() -> list[Json]:
         async with await open_store(migration) as store:
-            return await forecast(await open_engine(store, await store.plan()), sample)
+            engine = await open_engine(store, await plan_of(store, migration))
+            return await forecast(engine, sample)
 
     rows = asyncio.run(work())
     if json:
@@ -648,7 +658,8 @@ def repair(
 
     async def work() -> Json:
         async with await open_store(migration) as store:
-            engine = await open_engine(store, await store.plan())
+            plan = await plan_of(store, migration)
+            engine = await open_engine(store, plan)
             keys = await dead_letters(store)
             if engine.route.authority is Side.SOURCE:
                 # After a cutover a copy would remove what stayed behind there
@@ -662,7 +673,7 @@ def repair(
             ledger = await repair_divergences(engine, remove_extra=remove_extra)
             done["divergences"] = ledger
             if remove_extra:
-                report = await _verify(store, fix=True, remove_extra=True)
+                report = await _verify(store, plan, fix=True, remove_extra=True)
                 done |= {
                     "divergences_total": report["divergences_total"],
                     "failed": done["failed"] + report.get("not_repaired", []),

@@ -7,6 +7,8 @@ from __future__ import annotations
 import asyncio
 import socket
 import ssl
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -18,6 +20,7 @@ from exodus.cutover.fence import Fence, Record
 from exodus.errors import OperatorError
 from exodus.gateway.exposure import check_address, check_certificates, check_pinned, is_local
 from exodus.plan.address import Credentials
+from exodus.plan.in_place import OURS, in_place
 from exodus.plan.plan import Plan
 from exodus.plan.settings import RoleUser, Users
 from exodus.plan.vocabulary import FenceKind, Side
@@ -211,6 +214,94 @@ async def test_a_gateway_and_a_syncer_refuse_a_plan_with_another_host(
     said = await asyncio.to_thread(_ends, local, "told")
     assert "is not that of the migration file: source.port" in said
     listener.setblocking(False)
+    with pytest.raises(BlockingIOError):
+        listener.accept()
+    listener.close()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"users": {"switch": {"source": {"username": "x", "password_file": "/etc/shadow"}}}},
+        {
+            "logins": [
+                {"user": "shop", "password_file": "/a", "target_password_file": "/etc/shadow"}
+            ]
+        },
+        {"compare_user": {"username": "x", "password_file": "/etc/shadow"}},
+        {"candidates": [{"host": "evil.test", "port": 1, "password_file": "/etc/shadow"}]},
+        {"capture_folder": "/home", "capture_hours_max": 0.01},
+        {"workers": {"kind": "dask", "dask_scheduler": "tcp://evil.test:8786"}},
+        {"source": {"password_file": "/etc/shadow"}},
+        {"target": {"tls": False, "ca_file": "/tmp/theirs.pem"}},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_the_store_names_no_login_file_or_worker_of_a_flow(
+    plant_plan: Plan, change: dict[str, object]
+) -> None:
+    """It could have a worker send a file away, delete captures in any folder, or take what it runs
+    from a scheduler that answers with code.
+    """
+    document = plant_plan.model_dump(mode="json") | {"sample": 0.5}
+    for field, value in change.items():
+        document[field] = {**(document[field] or {}), **value} if isinstance(value, dict) else value
+    told = Plan.model_validate(document)
+    assert told != plant_plan.model_copy(update={"sample": 0.5})
+    found = in_place(told, plant_plan, named="the Migration block")
+    assert found == plant_plan.model_copy(update={"sample": 0.5})
+
+
+def test_every_path_and_secret_of_a_plan_is_one_s_own(plant_plan: Plan) -> None:
+    """A field that names a file or a login is the reader's own, or one that says why it may be
+    told.
+    """
+    told = {
+        "gateway",  # a gateway's own options name its files
+        "test_checks",  # held against the block where they are used: exodus/acceptance/business.py
+    }
+    schema = Plan.model_json_schema()
+
+    def named(part: object, seen: frozenset[str] = frozenset()) -> bool:
+        if isinstance(part, list):
+            return any(named(each, seen) for each in part)
+        if not isinstance(part, dict):
+            return False
+        ref = str(part.get("$ref", "")).rpartition("/")[2]
+        inside = ref not in ("", *seen) and named(schema["$defs"][ref], seen | {ref})
+        is_one = part.get("format") in ("path", "password") or "password" in part.get(
+            "properties", ()
+        )
+        return inside or is_one or any(named(each, seen) for each in part.values())
+
+    found = {name for name, part in schema["properties"].items() if named(part)}
+    assert {"source", "target", "users", "logins", "capture_folder"} <= found
+    assert found <= {*OURS, "source", "target", *told}
+
+
+async def test_a_command_reads_no_file_that_the_store_names(
+    local: LocalMigration, tmp_path: Path
+) -> None:
+    """Whoever writes to the store could have `exodus verify` send a file of the operator's machine
+    to a host of theirs.
+    """
+    file = local.file(tmp_path)
+    (tmp_path / "private").write_text("a-private-key")
+    listener = socket.create_server(("127.0.0.1", 0))
+    listener.setblocking(False)
+    theirs = {"port": listener.getsockname()[1], "password_file": tmp_path / "private"}
+    evil = local.plan.source.model_copy(update=theirs)
+    await local.store.save_plan(local.plan.model_copy(update={"source": evil}))
+    for command in ("verify", "dry-run", "repair"):
+        done = await asyncio.to_thread(
+            subprocess.run,
+            [sys.executable, "-m", "exodus.cli.app", command, "--file", str(file)],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        assert "names another source than the registered plan" in done.stderr
     with pytest.raises(BlockingIOError):
         listener.accept()
     listener.close()
