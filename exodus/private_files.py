@@ -13,8 +13,8 @@ from pathlib import Path
 from exodus.errors import OperatorError
 
 FOLDER_MODE, FILE_MODE = 0o700, 0o600
+OTHERS = 0o077  # the rights of everybody else
 _EVIDENCE = "EXODUS_EVIDENCE_DIR"
-_OTHERS = 0o077
 
 
 def evidence_folder(default: Path | None = None) -> Path:
@@ -51,7 +51,7 @@ def private_folder(folder: Path) -> Path:
             "written there",
             next_step=f"chown {os.geteuid()} {folder}, or name another folder",
         )
-    if found.st_mode & _OTHERS:
+    if found.st_mode & OTHERS:
         folder.chmod(FOLDER_MODE)
     return folder
 
@@ -68,4 +68,4 @@ def write_private(path: Path, data: bytes | str) -> None:
 
 def open_to_others(path: Path) -> bool:
     """Return whether other users of the machine may read or change a file or folder that exists."""
-    return path.exists() and bool(path.stat().st_mode & _OTHERS)
+    return path.exists() and bool(path.stat().st_mode & OTHERS)

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from exodus.plan.bounds import TASKS_PLOTS_BARS
+from exodus.safe_text import plain
 from tasks.context import Json
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ def _mix(rows: list[Json]) -> Graph:
     name = "shape" if "shape" in rows[0] else "command"
     top = sorted(rows, key=lambda row: -row["calls"])[:TASKS_PLOTS_BARS]
     chart = _chart("HorizontalBar", "Requests by kind", show_legend=False)
-    chart.x_labels = [str(row[name]) for row in top[::-1]]
+    chart.x_labels = [plain(row[name]) for row in top[::-1]]
     chart.add("requests", [row["calls"] for row in top[::-1]])
     return chart
 
@@ -80,7 +81,7 @@ def _latency(rows: list[Json]) -> Graph:
     """Draw the latencies of the commands that do not wait for data."""
     busy = [row for row in rows if not row["waits"]][:TASKS_PLOTS_BARS] or rows[:1]
     chart = _chart("Bar", "Latency by command, in ms", logarithmic=True, x_label_rotation=35)
-    chart.x_labels = [str(row["command"]) for row in busy]
+    chart.x_labels = [plain(row["command"]) for row in busy]
     for share in (50, 99):
         chart.add(f"p{share}", [max(row[f"latency_us_p{share}"], 1) / _MS for row in busy])
     return chart
@@ -89,7 +90,7 @@ def _latency(rows: list[Json]) -> Graph:
 def _sizes(rows: list[Json]) -> Graph:
     """Draw what a key takes on both sides, by type."""
     chart = _chart("Bar", "Bytes a key, by type")
-    chart.x_labels = [str(row["type"]) for row in rows]
+    chart.x_labels = [plain(row["type"]) for row in rows]
     for side in ("source", "target"):
         chart.add(side, [row[f"{side}_bytes_a_key"] for row in rows])
     return chart
@@ -107,7 +108,7 @@ def _trial(rows: list[Json]) -> Graph:
 def _candidates(rows: list[Json]) -> Graph:
     """Draw the candidates' 99th percentiles at the same rate."""
     chart = _chart("HorizontalBar", "p99 of the same mix, in ms", show_legend=False)
-    chart.x_labels = [str(row["server"]) for row in rows]
+    chart.x_labels = [plain(row["server"]) for row in rows]
     chart.add("p99", [None if row["p99_us"] is None else row["p99_us"] / _MS for row in rows])
     return chart
 
@@ -127,7 +128,7 @@ def _coverage(rows: list[Json]) -> Graph:
     """Draw how much of each command was compared."""
     top = [row for row in rows if row["calls"]][:TASKS_PLOTS_BARS]
     chart = _chart("HorizontalStackedBar", "Requests by command: compared, or not")
-    chart.x_labels = [str(row["command"]) for row in top[::-1]]
+    chart.x_labels = [plain(row["command"]) for row in top[::-1]]
     for name in ("compared", "not_sampled", "left_out"):
         chart.add(name.replace("_", " "), [row[name] for row in top[::-1]])
     return chart

@@ -33,6 +33,7 @@ from cryptography.hazmat.primitives.serialization import load_pem_private_key, l
 from exodus.closing.report import render
 from exodus.control import ledger
 from exodus.errors import OperatorError
+from exodus.private_files import private_folder, write_private
 
 _MANIFEST, _HEAD, _SIGNATURE = "manifest.jsonl", "head.txt", "head.sig"
 _NEEDED = ("ledger.json", "plan.json", "report.html")
@@ -95,9 +96,9 @@ def put(folder: Path, files: Mapping[str, bytes]) -> None:
             why="whoever may write to the control store can put any name there",
             next_step="find out who wrote to the control store",
         )
-    folder.mkdir(parents=True, exist_ok=True)
+    private_folder(folder)
     for name, raw in files.items():
-        (folder / name).write_bytes(raw)
+        write_private(folder / name, raw)
 
 
 def write(folder: Path, documents: Mapping[str, object], *, private_key: Path | None = None) -> str:

@@ -14,6 +14,7 @@ from pathlib import Path
 import httpx
 
 from exodus.errors import StackError
+from exodus.private_files import FILE_MODE, OTHERS
 from exodus.stack import forkserver
 from exodus.stack.home import Home
 from exodus.stack.processes import Started, last_lines, start
@@ -269,6 +270,7 @@ def run_step(
         StackError: the command failed. The error has the last lines of its log.
     """
     log = home.log(name)
+    log.touch(FILE_MODE)
     with log.open("ab") as output:
         ended = subprocess.run(  # noqa: S603 - commands of Exodus
             command,
@@ -279,6 +281,7 @@ def run_step(
             cwd=project_root(),
             timeout=within_s,
             check=False,
+            umask=OTHERS,
         )
     if ended.returncode:
         raise StackError(

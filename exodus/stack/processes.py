@@ -14,6 +14,7 @@ import psutil
 
 from exodus.errors import StackError
 from exodus.plan.bounds import LOG_LINES_SHOWN, PROCESSES_TERM_S
+from exodus.private_files import FILE_MODE, OTHERS
 from exodus.stack.home import Running
 
 
@@ -45,8 +46,12 @@ def start(
     cwd: Path | None = None,
     port: int | None = None,
 ) -> Started:
-    """Start a process that outlives this one, with its output in `log`."""
+    """Start a process that outlives this one, with its output in `log`.
+
+    Nobody else may read its log and the files that it makes.
+    """
     log.parent.mkdir(parents=True, exist_ok=True)
+    log.touch(FILE_MODE)
     with log.open("ab") as output:
         process = subprocess.Popen(  # noqa: S603 - commands of Exodus
             command,
@@ -56,6 +61,7 @@ def start(
             env={**os.environ, **(env or {})},
             cwd=cwd,
             start_new_session=True,
+            umask=OTHERS,
         )
     return Started(name, process, log, port)
 

@@ -18,6 +18,7 @@ from exodus.gateway import shadow_stream
 from exodus.net.client import answered
 from exodus.plan.vocabulary import JournalMode, Side
 from exodus.private_files import private_folder, write_private
+from exodus.stack import processes
 from exodus.stack.home import Home
 from tests.support.local_migration import LocalMigration
 from tests.support.wait import until
@@ -47,6 +48,23 @@ def test_a_stack_s_folder_and_what_is_in_it_is_private_whatever_was_there_before
     home.prefect_login()
     home.record([])
     assert list(_open(home.root)) == [str(home.root / "notes.txt")]
+
+
+def test_what_a_process_of_the_stack_writes_is_private(tmp_path: Path) -> None:
+    """Its log and its files: Prefect's database has what people answer."""
+    before = os.umask(0)
+    try:
+        started = processes.start(
+            "writer",
+            [sys.executable, "-c", "import os; os.mkdir('made'); open('made/file', 'w'); print(1)"],
+            log=tmp_path / "logs" / "writer.log",
+            cwd=tmp_path,
+        )
+        assert started.process.wait(30) == 0
+    finally:
+        os.umask(before)
+    assert _open(tmp_path / "made") == {}
+    assert (tmp_path / "logs" / "writer.log").stat().st_mode & 0o777 == 0o600
 
 
 def test_a_folder_of_another_user_is_refused(tmp_path: Path) -> None:

@@ -66,6 +66,13 @@ def test_without_rows_there_is_no_plot() -> None:
     assert "BLPOP" in _texts(waiting["plot-latency"])
 
 
+def test_a_plot_shows_control_characters_as_they_are_written() -> None:
+    """In XML they would make it no picture at all."""
+    for name in ("\x1b[2J", "a\x00b", "a\nb", "\u202ex", "\x9b31m", "\ud800", "\ufffe"):
+        svg = draw({}, {"shapes": [{"shape": name, "calls": 1}]})["plot-mix"]
+        assert name.encode("unicode_escape").decode() in _texts(svg)
+
+
 def test_plots_run_nothing_and_ask_nobody() -> None:
     for svg in draw(FRAMES, LISTS).values():
         assert "<script" not in svg

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from pathlib import Path
 
@@ -120,6 +121,18 @@ def test_a_whole_new_bundle_is_told_from_the_first_by_its_head(
     assert forged.proved_by == []
     assert "nothing shows that this is the bundle that was written" in forged.problems[0]
     assert "another bundle" in bundle.check(tmp_path / "new", head=head).problems[0]
+
+
+def test_a_bundle_is_for_its_user_only(tmp_path: Path) -> None:
+    """It names keys and people."""
+    before = os.umask(0)
+    try:
+        bundle.write(tmp_path / "a" / "bundle", DOCUMENTS)
+    finally:
+        os.umask(before)
+    there = (tmp_path / "a" / "bundle").rglob("*")
+    assert {path.stat().st_mode & 0o777 for path in there} == {0o600}
+    assert (tmp_path / "a" / "bundle").stat().st_mode & 0o777 == 0o700
 
 
 def test_a_bundle_is_never_written_over(folder: Path) -> None:
