@@ -17,6 +17,7 @@ from exodus.control.changes import Barrier, Changes, Key
 from exodus.control.gap_reasons import NO_ANSWER, SCRIPTS, UNREADABLE
 from exodus.cutover import switch
 from exodus.errors import DecisionRefused
+from exodus.gateway import handover
 from exodus.gateway.hub import Gateway
 from exodus.gateway.reporting import in_flight
 from exodus.plan.bounds import CURSOR_BITS
@@ -459,6 +460,34 @@ async def test_a_login_that_hello_brought_is_the_sessions_on_the_new_side(
         assert done.switched
         assert await app.execute_command("ACL", "WHOAMI") == b"shop"
         await app.aclose()
+    finally:
+        for box in migrating.servers.values():
+            with box.client() as client:
+                client.acl_deluser("shop")
+
+
+async def test_a_session_that_the_new_side_takes_for_another_user_is_closed(
+    migrating: LocalMigration, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing of it goes on there. A server in front of the target may take any login for its own
+    user; here the question is answered so.
+    """
+    monkeypatch.setattr(handover, "_WHOAMI", encode("ECHO", "default"))
+    for box in migrating.servers.values():
+        with box.client() as client:
+            client.acl_setuser("shop", reset=True, enabled=True, nopass=True, commands=["+@all"])
+    try:
+        reader, writer = await asyncio.open_connection("127.0.0.1", migrating.port)
+        writer.write(encode("AUTH", "shop", "pw"))
+        assert await reader.readline() == b"+OK\r\n"
+        done = await switch.apply(migrating.store, migrating.plan, Side.TARGET)
+        assert done.switched
+        writer.write(encode("SET", "k", "v"))
+        async with asyncio.timeout(5):
+            assert await reader.read() == b""
+        writer.close()
+        closed = migrating.gateways["gw-1"][0].sessions_closed
+        assert [why for why in closed if "takes the session for another user" in why]
     finally:
         for box in migrating.servers.values():
             with box.client() as client:
