@@ -20,6 +20,7 @@ from exodus.cutover.fence import Fence, Record
 from exodus.errors import OperatorError
 from exodus.gateway.exposure import check_address, check_certificates, check_pinned, is_local
 from exodus.plan.address import Credentials
+from exodus.plan.bounds import STATUS_CLIENTS_MAX
 from exodus.plan.in_place import OURS, in_place
 from exodus.plan.plan import Plan
 from exodus.plan.settings import RoleUser, Users
@@ -369,11 +370,14 @@ def test_slow_readers_hold_no_more_than_a_few_threads() -> None:
     )
     before = threading.active_count()
     slow: list[socket.socket] = []
+    most = 0
     try:
         for number in range(300):
             sock = socket.create_connection(("127.0.0.1", served.port), timeout=10)
             sock.sendall(b"GET /metrics HTTP/1.0\r\n" + (b"\r\n" if number % 10 == 0 else b"x"))
             slow.append(sock)
+            most = max(most, threading.active_count() - before)
+        assert most <= 3 * STATUS_CLIENTS_MAX, "clients do not make room for newer ones"
         wait_until(
             lambda: threading.active_count() - before <= 20,
             within_s=10,

@@ -145,6 +145,19 @@ def test_a_subscribe_after_a_refused_hello_is_confirmed_in_the_old_protocol() ->
     assert session.state.channels == {b"SUBSCRIBE a", b"SUBSCRIBE b"}
 
 
+def test_only_what_was_answered_without_an_error_is_shown_to_the_comparer() -> None:
+    """Compare runs it with Exodus's rights. It knows some refusals by their code, and not all."""
+    found = orders()
+    found.pick(shadow_below=2**32)
+    for reply, shown in ((OK, True), (b"-WRONGTYPE no\r\n", False), (b"-ERR syntax\r\n", False)):
+        session = Session(Recorder(), found)
+        calls = told(session, (SET_K, reply))
+        assert any(call[0] == "shadow" for call in calls) is shown
+        session = Session(Recorder(), found)
+        calls = told(session, (GET_K, reply))
+        assert any(call[0] == "shadow" for call in calls) is shown
+
+
 def test_what_a_session_is_subscribed_to_has_a_bound_in_bytes() -> None:
     """A server keeps a channel's name once for many subscribers, a gateway for each."""
     session, size = Session(Recorder(), orders()), SUBSCRIPTIONS_BYTES_MAX // 10
