@@ -274,9 +274,11 @@ class _SentinelClient(asyncio.Protocol):
         if self not in self._face.clients:
             return
         scanner = self._scanner
-        self._waiting += [request.args for request in scanner.feed(data) if request.args]
+        found = scanner.feed(data)
+        self._waiting += [request.args for request in found if request.args]
         if (
             scanner.broken is not None
+            or any(request.size > SENTINEL_FACE_REQUEST_BYTES_MAX for request in found)
             or scanner.partial_bytes > SENTINEL_FACE_REQUEST_BYTES_MAX
             or scanner.announced > SENTINEL_FACE_REQUEST_BYTES_MAX
             or self._transport.get_write_buffer_size() > SENTINEL_FACE_UNREAD_BYTES_MAX

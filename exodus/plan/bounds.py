@@ -430,7 +430,7 @@ STREAM_HEARD_S = 20.0  # a stream begins after repl-diskless-sync-delay, 5 s by 
 # exodus/gateway/sentinel_face.py
 SENTINEL_FACE_CLIENTS_MAX = 2_000  # connections to one process
 SENTINEL_FACE_PER_S_MAX = 1_000  # requests that one process answers; what is beyond waits
-SENTINEL_FACE_REQUEST_BYTES_MAX = 4_096  # of an unfinished request
+SENTINEL_FACE_REQUEST_BYTES_MAX = 4_096  # of a request
 SENTINEL_FACE_UNREAD_BYTES_MAX = 256 * 1024  # of replies that a client does not read
 SENTINEL_FACE_ARGS_MAX = 64  # of a request; also subscriptions of a client
 SENTINEL_FACE_LOOK_S = 0.5  # between two looks whether another master is to be published

@@ -265,6 +265,7 @@ _HOSTILE = {
     "many arguments": b"*2000\r\n" + b"$1\r\nx\r\n" * 2_000,
     "many subscriptions": b"SUBSCRIBE" + b" x" * 60 + b"\r\n" + b"*x\r\n",
     "a negative length": b"*1\r\n$-5\r\n",
+    "a long channel": b"*2\r\n$9\r\nSUBSCRIBE\r\n$20000\r\n" + b"x" * 20_000 + b"\r\n",
 }
 
 
