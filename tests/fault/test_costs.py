@@ -122,6 +122,30 @@ async def test_one_client_s_flood_leaves_the_others_their_turn(local: LocalMigra
     assert most <= 2 * PIPELINE_MAX
 
 
+async def test_a_client_has_so_many_unanswered_requests_and_no_more(local: LocalMigration) -> None:
+    """The source does not answer for a moment. What else the client sends stays with it."""
+    gateway, source, count = await local.gateway(), local.servers[Side.SOURCE], 100_000
+    reader, writer = await asyncio.open_connection("127.0.0.1", local.port)
+    writer.write(b"PING\r\n")
+    await reader.readline()
+    source.pause()
+    try:
+        writer.write(b"PING\r\n" * count)
+
+        async def full() -> bool:
+            return in_flight(gateway) > PIPELINE_MAX
+
+        await until(full, within_s=10, otherwise="its requests were not read")
+        await asyncio.sleep(0.5)
+        most = in_flight(gateway)
+    finally:
+        source.resume()
+    assert most <= 2 * PIPELINE_MAX
+    async with asyncio.timeout(30):
+        await reader.readexactly(count * len(b"+PONG\r\n"))  # it goes on where it was
+    writer.close()
+
+
 async def test_new_connections_leave_the_others_their_turn(local: LocalMigration) -> None:
     """Three hundred come at once. In each pass of its loop the gateway begins a few of them, and
     reads from the others in between.
