@@ -432,7 +432,7 @@ class Admission:
         pending.block = block_timeout(pending.command.name, args)
         if pending.block is None:
             return
-        pending.raw = raw or encode(*args)
+        pending.raw = raw or (b"" if _has_skipped(args) else encode(*args))
         try:
             seconds = float(args[pending.block.position]) * pending.block.unit_s
         except (ValueError, IndexError):
@@ -440,7 +440,8 @@ class Admission:
         pending.deadline = now + seconds if seconds > 0 else None
         leg, state = parts.leg, parts.state
         known = leg.client_id is not None or leg.client_id_asked
-        if not known and not state.channels and not state.in_multi:
+        # Not in the middle of a request of which a part has been forwarded
+        if not known and raw and not state.channels and not state.in_multi:
             leg.client_id_asked = True
             parts.expect_own_reply(now, CLIENT_ID)
             self.prelude = _ASK_CLIENT_ID

@@ -597,6 +597,8 @@ class Session:
             return None
         if self.pending.count > 1:
             return "requests behind a blocking one"
+        if not head.raw:
+            return "a blocking request that is longer than is kept"
         if leg.client_id is None:
             return "the server did not tell the connection's id"
         if not leg.unblocking:

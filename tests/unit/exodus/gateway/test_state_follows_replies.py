@@ -11,6 +11,8 @@ from exodus.control.gap_reasons import NO_ANSWER, REPLACED, SCRIPTS, UNMATCHED
 from exodus.gateway.session import Session
 from exodus.plan.bounds import (
     REPLAYED_BYTES_MAX,
+    RETAINED_ARG_BYTES,
+    STREAM_FRAME_BYTES,
     SUBSCRIPTIONS_BYTES_MAX,
     TRANSACTION_BYTES_MAX,
 )
@@ -209,6 +211,20 @@ def test_an_unsubscribe_of_everything_has_one_confirmation_a_channel() -> None:
     session.from_server(OK, 0.0)
     assert session.idle
     assert not session.state.channels
+
+
+def test_nothing_goes_into_the_middle_of_a_long_request_that_blocks() -> None:
+    """The question for our own id went there, and the server closed the connection."""
+    for size in (STREAM_FRAME_BYTES + 1, RETAINED_ARG_BYTES + 1):
+        session = Session(Recorder(), orders())
+        request = encode("BLPOP", b"k" * size, 0)
+        session.from_client(request[:-10], 0.0)
+        session.from_client(request[-10:], 0.0)
+        sent = b"".join(call[1] for call in session.out.take() if call[0] == "to_server")
+        assert sent == request
+        why = session.unblock(reads=False)
+        assert why is not None  # it cannot be ended, so a switch ends the session
+        assert ("longer than is kept" in why) is (size > RETAINED_ARG_BYTES)
 
 
 def test_the_question_for_our_own_id_never_reaches_a_client() -> None:
