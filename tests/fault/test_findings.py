@@ -43,6 +43,7 @@ from tasks.sizing import judge_size
 from tests.fault.test_pretest import opened, recorded, shopping, watched
 from tests.support.local_migration import LocalMigration
 from tests.support.servers import DatabaseServer
+from tests.support.wait import until
 
 pytestmark = pytest.mark.fault
 
@@ -298,9 +299,13 @@ async def _applications(
                     await app.execute_command(*words)
             await asyncio.sleep(0.02)
 
+    async def reported() -> bool:
+        found = await profile.snapshots(Opened(local.plan, local.store, local.plan))
+        return any(each["connections"] == 20 and each["requests"] > 80 for each in found.values())
+
     tasks = [asyncio.create_task(work(app)) for app in apps]
     try:
-        await asyncio.sleep(1)  # the gateway tells its counters twice a second
+        await until(reported, within_s=20, otherwise="the gateway did not tell its counters")
         yield
     finally:
         stop.set()
