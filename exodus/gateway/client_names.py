@@ -41,14 +41,21 @@ class ClusterClients:
     def __init__(self) -> None:
         self._named: set[tuple[str, str]] = set()  # host and name
         self._libraries: set[tuple[str, str]] = set()  # host and library
+        self.left_out = 0  # beyond the bound
 
     def note(self, connection: Connection) -> None:
-        """Note that a connection asked. Beyond a bound no more are noted."""
+        """Note that a connection asked. Beyond a bound it is only counted."""
         client = name_of(connection)
-        if len(self._named) < CLUSTER_CLIENTS_MAX:
-            self._named.add((client.host, client.name))
-        if client.library and len(self._libraries) < CLUSTER_CLIENTS_MAX:
-            self._libraries.add((client.host, client.library))
+        wanted = [(self._named, (client.host, client.name))]
+        if client.library:
+            wanted.append((self._libraries, (client.host, client.library)))
+        for kept, entry in wanted:
+            if entry in kept:
+                continue
+            if len(kept) < CLUSTER_CLIENTS_MAX:
+                kept.add(entry)
+            else:
+                self.left_out += 1
 
     def has(self, client: ClientName) -> bool:
         """Tell whether a client is a cluster client."""

@@ -234,6 +234,12 @@ def _node_metrics(gateway: Gateway) -> Iterable[Sample]:
             {"kind": kind},
             count,
         )
+    yield (
+        "exodus_gateway_cluster_clients_left_out_total",
+        "clients that asked for the nodes of a cluster, beyond those that are kept",
+        {},
+        nodes.clients.left_out,
+    )
     for why, count in nodes.untold.items():
         yield (
             "exodus_gateway_untold_nodes_total",

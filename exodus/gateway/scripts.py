@@ -26,7 +26,7 @@ class Scripts:
         self._shas: set[bytes] = set()
         self._fresh: list[bytes] = []
         self._bytes = 0
-        self.left_out = 0  # texts beyond SCRIPTS_BYTES_MAX
+        self.left_out = 0  # texts and digests beyond the bounds
         self.asked: set[bytes] = set()  # digests that clients named, of unseen texts
 
     def see(self, text: bytes) -> None:
@@ -47,8 +47,12 @@ class Scripts:
     def ask(self, sha: bytes) -> None:
         """Note the digest of a script that the authority ran."""
         sha = sha.lower()
-        if sha not in self._shas and len(sha) == 40 and len(self.asked) < SCRIPTS_ASKED_DIGESTS_MAX:
+        if sha in self._shas or sha in self.asked or len(sha) != 40:
+            return
+        if len(self.asked) < SCRIPTS_ASKED_DIGESTS_MAX:
             self.asked.add(sha)
+        else:
+            self.left_out += 1
 
     @property
     def waiting(self) -> bool:

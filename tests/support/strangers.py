@@ -129,6 +129,29 @@ async def long_numbers(
     await _read_some(reader)
 
 
+async def channels(
+    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, draw: random.Random
+) -> None:
+    for _ in range(10):
+        word = draw.choice(("SUBSCRIBE", "PSUBSCRIBE", "SSUBSCRIBE"))
+        _send(writer, encode(word, draw.randbytes(8) + b"c" * draw.choice((100, 8_000, 16_000))))
+    await _read_some(reader)
+
+
+async def long_arguments(
+    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, draw: random.Random
+) -> None:
+    long = b"k" * draw.choice((20_000, 65_000, 200_000))
+    requests = (
+        encode("EVAL", "return 1", 1, long),
+        encode("FCALL", "f", 1, long),
+        encode("BLPOP", long, 1),
+        encode("CLIENT", "SETNAME", long),
+    )
+    _send(writer, draw.choice(requests))
+    await _read_some(reader)
+
+
 ACTS: tuple[Act, ...] = (
     garbage,
     half_requests,
@@ -138,6 +161,8 @@ ACTS: tuple[Act, ...] = (
     refused_sets,
     unknown_names,
     long_numbers,
+    channels,
+    long_arguments,
 )
 
 

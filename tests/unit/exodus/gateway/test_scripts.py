@@ -5,7 +5,7 @@ from __future__ import annotations
 import tracemalloc
 
 from exodus.gateway.scripts import Scripts
-from exodus.plan.bounds import SCRIPTS_BYTES_MAX
+from exodus.plan.bounds import SCRIPTS_ASKED_DIGESTS_MAX, SCRIPTS_BYTES_MAX
 
 
 def test_many_short_scripts_take_bounded_memory() -> None:
@@ -18,5 +18,8 @@ def test_many_short_scripts_take_bounded_memory() -> None:
     kept, _ = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert scripts.left_out == 1
+    for number in range(SCRIPTS_ASKED_DIGESTS_MAX + 5):
+        scripts.ask(b"%040d" % number)
+    assert (len(scripts.asked), scripts.left_out) == (SCRIPTS_ASKED_DIGESTS_MAX, 6)
     assert kept <= 2 * SCRIPTS_BYTES_MAX
     assert len(scripts.take()) == count - 1 > 10_000
