@@ -6,7 +6,6 @@ from types import SimpleNamespace
 
 from exodus.gateway.client_names import ClientName, ClusterClients
 from exodus.plan.bounds import CLUSTER_CLIENTS_MAX
-from exodus.resp.encode import encode
 
 
 def _connection(number: int, library: str) -> object:
