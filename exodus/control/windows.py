@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 from exodus.control.store import ControlStore
 from exodus.net.client import answered
 from exodus.plan.bounds import TELEMETRY_WINDOWS_KEPT_S, TELEMETRY_WINDOWS_MAX
-from exodus.telemetry.windows import unpack
+from exodus.telemetry.windows import pack, unpack
 
 
-async def keep(store: ControlStore, process: str, window: bytes, at_ms: int) -> None:
+async def keep(store: ControlStore, process: str, window: dict[str, Any], at_ms: int) -> None:
     """Add a window of one gateway at a time of the store, and drop what is too old, or too much.
+
+    A thread packs it: with hundreds of commands and key prefixes that takes tens of milliseconds,
+    and the sessions share this loop.
 
     Raises:
         redis.exceptions.RedisError: the store does not take it.
     """
+    packed = await asyncio.to_thread(pack, window)
     await answered(
         store.client.xadd(
             store.keys.windows,
-            {"process": process, "window": window},
+            {"process": process, "window": packed},
             maxlen=TELEMETRY_WINDOWS_MAX,
             approximate=True,
         )

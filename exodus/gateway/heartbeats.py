@@ -6,9 +6,11 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Callable
+from typing import Any
 
 import orjson
 
+from exodus.cancellation import end_all
 from exodus.control import registry, windows
 from exodus.control.heartbeats import GatewayHeartbeat, Heartbeat
 from exodus.control.registry import Claim
@@ -53,6 +55,7 @@ class HeartbeatWriter:
         self._stopping = stopping
         self._snapshot = snapshot
         self._windows = windows
+        self._keeping: asyncio.Task[None] | None = None
         self._log_pending = log_pending
         self._known_ms = 0  # the store's time, as last read
         self._asked_ms: int | None = None  # the store's time when a switch asked for a heartbeat
@@ -67,6 +70,12 @@ class HeartbeatWriter:
 
     async def run(self) -> None:
         """Write heartbeats until cancelled; at once after an epoch was acted on."""
+        try:
+            await self._beat()
+        finally:
+            await end_all([self._keeping])
+
+    async def _beat(self) -> None:
         while True:
             every_s = HELD_HEARTBEAT_S if self._groups.holding else HEARTBEAT_S
             with contextlib.suppress(TimeoutError):
@@ -92,12 +101,23 @@ class HeartbeatWriter:
                 key = self._store.keys.telemetry(self._process)
                 value = orjson.dumps(self._snapshot())
                 await answered(self._store.client.set(key, value, ex=HEARTBEATS_TELEMETRY_KEPT_S))
-                window = self._windows.due(self._known_ms)
-                if window is not None:
-                    await windows.keep(self._store, self._process, window, self._known_ms)
-                    self._windows.kept()
+                if self._keeping is None or self._keeping.done():
+                    window = self._windows.due(self._known_ms)
+                    if window is not None:  # no switch may wait for it
+                        keep = self._keep_window(window, self._known_ms)
+                        self._keeping = asyncio.get_running_loop().create_task(keep)
             except STORE_ERRORS as exc:
                 self._store_state.failed(exc)
+
+    async def _keep_window(self, window: dict[str, Any], at_ms: int) -> None:
+        try:
+            await windows.keep(self._store, self._process, window, at_ms)
+        except STORE_ERRORS as exc:
+            self._store_state.failed(exc)
+        except Exception:  # the same counts are part of the next one
+            log.exception("a window of the telemetry could not be kept")
+        else:
+            self._windows.kept()
 
     async def _keep_scripts(self) -> None:
         """Store texts of scripts. A switch loads them on the other side."""

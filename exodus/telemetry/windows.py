@@ -34,8 +34,8 @@ class Windows:
         self._before: Json | None = None
         self._next: Json | None = None
 
-    def due(self, at_ms: int) -> bytes | None:
-        """Return the window that ends now, packed, or None: it is not yet so long.
+    def due(self, at_ms: int) -> Json | None:
+        """Return the window that ends now, or None: it is not yet so long.
 
         Until `kept` is called the same counts are part of the next one.
         """
@@ -50,7 +50,7 @@ class Windows:
         if seconds < 0:
             self.kept()  # the store's clock went back
             return None
-        return pack({**_between(self._before, self._next), "clients": self._clients()})
+        return {**_between(self._before, self._next), "clients": self._clients()}
 
     def kept(self) -> None:
         """The last window is in the control store."""

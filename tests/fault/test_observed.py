@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import threading
 
 import pytest
 import redis.asyncio as redis
@@ -22,7 +23,7 @@ from exodus.stack.home import free_port
 from exodus.telemetry import windows as telemetry_windows
 from exodus.topology.endpoint import Endpoint
 from tasks import clients, probe, profile, weighing
-from tasks.context import Opened
+from tasks.context import Json, Opened
 from tests.support.local_migration import LocalMigration
 from tests.support.wait import until
 
@@ -248,7 +249,8 @@ async def test_windows_are_bounded_in_age_and_number(
     local: LocalMigration, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now, day = await local.store.now_ms(), 24 * 3_600_000
-    packed = telemetry_windows.pack({"at_ms": 1, "commands": {}, "prefixes": {}})
+    window: Json = {"at_ms": 1, "commands": {}, "prefixes": {}}
+    packed = telemetry_windows.pack(window)
     for age_days in (8, 6):
         await local.store.client.xadd(
             local.store.keys.windows,
@@ -256,13 +258,29 @@ async def test_windows_are_bounded_in_age_and_number(
             id=f"{now - age_days * day}-0",
         )
     for _ in range(200):
-        await windows.keep(local.store, "gw-1", packed, now)
+        await windows.keep(local.store, "gw-1", window, now)
     old, *_ = await local.store.client.xrange(local.store.keys.windows, count=1)
     assert int(old[0].split(b"-")[0]) > now - 7 * day - 1
     assert 0 < await local.store.client.ttl(local.store.keys.windows) <= 7 * 24 * 3_600
     monkeypatch.setattr(windows, "TELEMETRY_WINDOWS_MAX", 10)
-    await windows.keep(local.store, "gw-1", packed, now)
+    await windows.keep(local.store, "gw-1", window, now)
     assert await local.store.client.xlen(local.store.keys.windows) <= 110
+
+
+async def test_sessions_do_not_wait_for_the_packing_of_a_window(
+    local: LocalMigration, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With 1,000 commands it takes a tenth of a second and more."""
+    threads = []
+
+    def pack(window: Json) -> bytes:
+        threads.append(threading.current_thread())
+        return telemetry_windows.pack(window)
+
+    monkeypatch.setattr(windows, "pack", pack)
+    await windows.keep(local.store, "gw-1", {"at_ms": 1, "commands": {}, "prefixes": {}}, 1)
+    assert threading.current_thread() not in threads
+    assert len(threads) == 1
 
 
 async def test_the_workload_model_has_the_gateways_rates(

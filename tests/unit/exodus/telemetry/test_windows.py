@@ -45,10 +45,10 @@ def test_windows_of_two_gateways_add_up_to_the_exact_percentile() -> None:
                 whole.record(micros)
                 _count(telemetry, GET, micros)
             assert windows.due(number * 10_000 - 5_000) is None
-            packed = windows.due(number * 10_000)
-            assert packed is not None
+            found = windows.due(number * 10_000)
+            assert found is not None
             windows.kept()
-            kept.append(unpack(packed))
+            kept.append(unpack(pack(found)))
     (row,) = merge(kept)
     assert row["calls"] == 3_000
     for share in (50, 99):
@@ -69,10 +69,10 @@ def test_latencies_by_key_prefix_are_exact_over_gateways() -> None:
                 micros = int(draw.expovariate(1 / (300 if prefix == "user:" else 5_000)))
                 whole[prefix].record(micros)
                 _count(telemetry, GET, micros, key=prefix.encode() + b"1")
-            packed = windows.due(number * 10_000)
-            assert packed is not None
+            found = windows.due(number * 10_000)
+            assert found is not None
             windows.kept()
-            kept.append(unpack(packed))
+            kept.append(unpack(pack(found)))
     found = prefix_latencies(kept)
     for prefix, histogram in whole.items():
         for share in (50, 99):
@@ -88,9 +88,9 @@ def test_a_window_that_was_not_kept_is_part_of_the_next() -> None:
     windows.due(0)  # what was counted since the process began is of the first window
     assert windows.due(10_000) is not None  # and the store was away
     _count(telemetry, SET, 100, b"OOM")
-    packed = windows.due(20_000)
-    assert packed is not None
-    window = unpack(packed)
+    found = windows.due(20_000)
+    assert found is not None
+    window = unpack(pack(found))
     assert window["seconds"] == 20
     assert {name: row["calls"] for name, row in window["commands"].items()} == {"GET": 1, "SET": 1}
     assert merge([window])[1]["error_codes"] == {"OOM": 1}
@@ -104,9 +104,9 @@ def test_a_clock_that_goes_back_begins_anew() -> None:
     _count(telemetry, GET, 100)
     assert windows.due(1_000) is None
     _count(telemetry, GET, 100)
-    packed = windows.due(11_000)
-    assert packed is not None
-    assert unpack(packed)["commands"]["GET"]["calls"] == 1
+    found = windows.due(11_000)
+    assert found is not None
+    assert unpack(pack(found))["commands"]["GET"]["calls"] == 1
 
 
 @pytest.mark.parametrize(("number", "kept"), [(400, True), (3_000, False)])
@@ -175,10 +175,10 @@ def test_a_client_that_was_there_once_is_told() -> None:
     windows.due(0)
     kept = []
     for number in range(1, 4):
-        packed = windows.due(number * 10_000)
-        assert packed is not None
+        found = windows.due(number * 10_000)
+        assert found is not None
         windows.kept()
-        kept.append({"process": "gw-1", **unpack(packed)})
+        kept.append({"process": "gw-1", **unpack(pack(found))})
         there = [{"name": "shop", "library": "", "connections": 5 + number}]
     assert clients_of(kept) == [
         {"name": "shop", "library": "", "connections_max": 7, "last_s": 30},
