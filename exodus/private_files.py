@@ -7,6 +7,7 @@ could replace the files.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 
@@ -64,6 +65,14 @@ def write_private(path: Path, data: bytes | str) -> None:
     with os.fdopen(handle, "wb") as file:
         file.write(data.encode() if isinstance(data, str) else data)
     scratch.replace(path)
+
+
+def close_to_others(path: Path) -> bool:
+    """Take their rights to a file from all other users; return whether none has any now."""
+    if open_to_others(path):
+        with contextlib.suppress(PermissionError):  # another user's file
+            path.chmod(path.stat().st_mode & ~OTHERS)
+    return not open_to_others(path)
 
 
 def open_to_others(path: Path) -> bool:

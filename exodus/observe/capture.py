@@ -27,7 +27,7 @@ from exodus.plan.bounds import (
     CAPTURE_READ_BYTES,
     COPY_LATE_S,
 )
-from exodus.private_files import open_to_others
+from exodus.private_files import close_to_others, open_to_others
 
 STANDARD_INPUT = "-"
 
@@ -112,11 +112,17 @@ class Capture:
         for path, (reader, _) in read.items():
             self._ended(reader, str(path))
         if open_to_others(folder):
-            exposed = sum(map(open_to_others, read))
-            if exposed:
+            exposed = [path for path in read if open_to_others(path)]
+            left = sum(not close_to_others(path) for path in exposed)
+            if left:
                 self.remarks.append(
-                    f"other users can read {exposed} files of {folder}, which hold keys and "
+                    f"other users can read {left} files of {folder}, which hold keys and "
                     f"values: chmod 700 {folder}"
+                )
+            if len(exposed) > left:
+                self.remarks.append(
+                    f"other users could read {len(exposed) - left} files of {folder}, which hold "
+                    "keys and values: now only their owner can"
                 )
         if not read:
             raise OperatorError(
@@ -158,10 +164,14 @@ class Capture:
             self.remarks.append(f"{name} ends within a packet")
 
     def _privacy(self, path: Path) -> None:
-        if open_to_others(path):
-            self.remarks.append(
-                f"other users can read {path}, which holds keys and values: chmod 600 {path}"
-            )
+        if not open_to_others(path):
+            return
+        what = f"{path}, which holds keys and values"
+        self.remarks.append(
+            f"other users could read {what}: now only its owner can"
+            if close_to_others(path)
+            else f"other users can read {what}: chmod 600 {path}"
+        )
 
     def _check(self) -> None:
         coverage = self.watcher.coverage

@@ -17,7 +17,7 @@ from exodus.errors import OperatorError
 from exodus.gateway import shadow_stream
 from exodus.net.client import answered
 from exodus.plan.vocabulary import JournalMode, Side
-from exodus.private_files import private_folder, write_private
+from exodus.private_files import close_to_others, private_folder, write_private
 from exodus.stack import processes
 from exodus.stack.home import Home
 from tests.support.local_migration import LocalMigration
@@ -108,6 +108,23 @@ async def test_a_gateway_s_state_is_private(local: LocalMigration) -> None:
     finally:
         os.umask(before)
     assert _open(folder) == {}
+
+
+def test_a_file_of_another_user_stays_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "capture.pcap"
+    path.touch(0o644)
+    path.chmod(0o644)
+
+    def refused(_: Path, mode: int) -> None:
+        raise PermissionError(mode)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "chmod", refused)
+        assert not close_to_others(path)
+    assert close_to_others(path)
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert close_to_others(path)
+    assert close_to_others(tmp_path / "none")
 
 
 async def test_sampled_requests_do_not_stay_in_the_control_store(

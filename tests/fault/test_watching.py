@@ -407,8 +407,10 @@ def test_a_file_a_pipe_and_a_folder_say_the_same(recorded: Recorded, tmp_path: P
     assert by_file["profile"] == by_pipe["profile"]
     assert by_folder["profile"]["requests"] == by_file["profile"]["requests"]
     assert by_folder["remarks"] == [
-        f"other users can read 3 files of {folder}, which hold keys and values: chmod 700 {folder}"
+        f"other users could read 3 files of {folder}, which hold keys and values: "
+        "now only their owner can"
     ]
+    assert {path.stat().st_mode & 0o777 for path in folder.iterdir()} == {0o600}
     assert by_file["profile"]["requests"] > 9_000
     assert "user:*" in {row["pattern"] for row in by_file["profile"]["patterns"]}
 
