@@ -318,7 +318,7 @@ def test_repeated_and_reordered_packets_change_nothing(recorded: Recorded) -> No
     assert watcher.coverage.lost_bytes == watcher.coverage.gaps == 0
 
 
-def _sent_twice(packets: Sequence[Packet]) -> set[tuple[bytes, int]]:
+def _sent_twice(packets: Sequence[tuple[float, bytes]]) -> set[tuple[bytes, int]]:
     """Return the segments of which another one has bytes too: a busy machine sends some again. What
     is lost of these came, or comes.
     """
