@@ -239,7 +239,7 @@ def notes(cost: Mapping[str, Any]) -> list[str]:
     """Return what MONITOR does not show, and what it cost the server, for people."""
     return [
         "MONITOR shows no answer, no latency, no refused command, and no CONFIG or AUTH",
-        f"it cost the server {cost['cpu_share_added']:.1%} of a core at "
+        f"MONITOR cost the server {cost['cpu_share_added']:.1%} of a core at "
         f"{cost['requests_per_s_during']:,.0f} requests a second",
     ]
 
