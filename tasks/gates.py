@@ -193,7 +193,6 @@ def _row(gate: str, result: Json, *, named_by: str) -> Json:
     found = result["result"]
     return {
         "gate": gate,
-        "says": SAYS[gate],
         "expectation": config["type"].removeprefix("expect_").replace("_", " "),
         "on": ", ".join(f"{key}={value}" for key, value in kwargs.items()),
         "outcome": "ERROR" if broke else "pass" if result["success"] else "FAIL",
@@ -201,6 +200,7 @@ def _row(gate: str, result: Json, *, named_by: str) -> Json:
             str(found.get("observed_value", found.get("unexpected_count", "")))
         ),
         "rows": html.unescape(_rows_that_failed(found, named_by)),
+        "says": SAYS[gate],
     }
 
 

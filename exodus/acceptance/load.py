@@ -260,13 +260,18 @@ def judge_load(
     ]
     held = [step.speed for step in steps if step.holds and not step.late]
     last = steps[-1] if steps else None
-    most = f"{max(held):g} times the observed rate" if held else "less than the observed rate"
+    most = f"{max(held):g} times the observed rate" if held else ""
     if last is not None and last.late:
-        headroom = f"{most} at least; this machine plays no faster"
+        headroom = (
+            f"{most} at least; this machine plays no faster"
+            if held
+            else "not known; this machine is too slow to play the observed rate"
+        )
     elif last is None or last.holds:
-        headroom = f"{most} at least" + (f"; {stopped}" if stopped else "")
+        headroom = f"{most} at least" if held else "not known"
+        headroom += f"; {stopped}" if stopped else ""
     else:
-        headroom = f"{most}; the knee is below {last.speed:g} times"
+        headroom = f"{most or 'none'}; the knee is below {last.speed:g} times"
     if not required:
         headroom += "; no latency was required, since Analyze has none"
     busy = f", {last.cpu_share * 100:.0f} % of a core of the target" if last is not None else ""

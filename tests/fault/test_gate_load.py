@@ -213,6 +213,11 @@ async def test_the_knee_and_a_late_player_are_told(local: LocalMigration) -> Non
         good, better, late
     )
     assert "2 times the observed rate at least, 40 %" in line(good, better)
+    slow_player = LoadStep(1.0, _played(late=50_000), 0.1, 0)
+    assert "headroom not known; this machine is too slow" in line(slow_player)
+    slow = LoadStep(1.0, _played(answered=1), 0.1, 0)
+    assert "headroom none; the knee is below 1 times" in line(slow)
+    assert "headroom not known" in line()
     assert _red(judge_load(workload, [LoadStep(1.0, _played(answered=1), 0.1, 0)], {}, "")) != {}
     assert _red(judge_load(workload, [LoadStep(1.0, _played(late=50_000), 0.1, 0)], {}, "")) == {}
     assert _red(judge_load(workload, [LoadStep(1.0, _played(), 0.1, 7)], {}, "")) != {}
