@@ -175,20 +175,30 @@ class NodeLookout:
         """
         state = cluster_of(self._cluster)
         known = state.view.masters if state.view is not None else ()
-        asked = list(dict.fromkeys([*self._cluster.seeds, *map(self._cluster.server, known)]))
-        found = await asyncio.gather(*[self._ask(address) for address in asked])
-        told = dict(zip((address.place for address in asked), found, strict=True))
-        state.silent = {place: said for place, said in told.items() if isinstance(said, str)}
-        views = {place: each for place, each in told.items() if isinstance(each, View)}
-        why = "; ".join(f"{place}: {said}" for place, said in state.silent.items())
-        changed = state.take(list(views.values()), len(asked), why)
+        told = await self._ask_all([*self._cluster.seeds, *map(self._cluster.server, known)])
+        why = "; ".join(f"{place}: {said}" for place, said in told.items() if isinstance(said, str))
+        views = [each for each in told.values() if isinstance(each, View)]
+        changed = state.take(views, len(told), why)
         if state.view is not None:
-            shards, masters = state.view.shards, map(self._cluster.server, state.view.masters)
-            others = {address.place for address in masters} & views.keys()
+            shards, masters = state.view.shards, list(map(self._cluster.server, state.view.masters))
+            # New ones too: what a master lost is in what its successor says (`lost_since`).
+            told |= await self._ask_all([each for each in masters if each.place not in told])
+            said = {address.place: told[address.place] for address in masters}
             state.disputed = ", ".join(
-                sorted(place for place in others if views[place].shards != shards)
+                sorted(
+                    place
+                    for place, view in said.items()
+                    if isinstance(view, View) and view.shards != shards
+                )
             )
+        state.silent = {place: said for place, said in told.items() if isinstance(said, str)}
         return changed
+
+    async def _ask_all(self, addresses: Sequence[Address]) -> dict[str, View | str]:
+        """Return what nodes say, or why they do not, by their reachable address."""
+        asked = list(dict.fromkeys(addresses))
+        found = await asyncio.gather(*[self._ask(address) for address in asked])
+        return dict(zip((address.place for address in asked), found, strict=True))
 
     async def _ask(self, address: Address) -> View | str:
         try:
