@@ -90,7 +90,7 @@ class ChunkedCopy:
                 if not is_redirect(str(exc)):
                     raise
                 # Another node has it, or gets it now: live sync copies it when it has arrived.
-                await self._at.close()
+                await self._at.pipeline([("UNWATCH",)])
                 outcome = ChunkedOutcome(exists=True, settled=False) if last else None
             if outcome is not None:
                 return outcome
