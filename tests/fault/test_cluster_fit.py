@@ -30,6 +30,8 @@ MISFITS = [
     ("MSET", IN_COMMAND, 1),
     ("SELECT", OTHER_DATABASE, 1),
     ("MOVE", OTHER_DATABASE, 1),
+    ("COPY", OTHER_DATABASE, 1),
+    ("SORT", IN_COMMAND, 2),
     ("SWAPDB", SWAP, 1),
 ]
 
@@ -51,6 +53,10 @@ def plain(port: int) -> None:
             pipe.mset({"d": 1, "e": 1})
             pipe.execute()
         client.move("d", 1)
+        client.copy("b", "b", destination_db=4)
+        client.rpush("l", 2, 1)
+        client.sort("l", by="weight_*")
+        client.sort("l", by="nosort", get=["#", "value_*"])
         client.swapdb(2, 3)
     with redis.Redis(port=port, client_name="orders", db=1) as client:
         client.get("d")
@@ -62,6 +68,10 @@ def fits(port: int) -> None:
         client.mset({"{u}a": 1, "{u}b": 2})
         client.eval("return 1", 0)
         client.select(0)
+        client.copy("{u}a", "{u}c", destination_db=0)
+        client.rpush("{u}l", 2, 1)
+        client.sort("{u}l", by="{u}weight_*", get=["#", "{u}value_*"], desc=True)
+        client.sort("{u}l", by="nosort", store="{u}sorted")
         with client.pipeline() as pipe:
             pipe.set("{u}a", 1)
             pipe.incr("{u}b")
