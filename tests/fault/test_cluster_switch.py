@@ -189,6 +189,9 @@ async def test_there_and_back_between_clusters_of_other_sizes(
                 assert done.facts["replicas_with_all_keys"] == 1
             assert "on each of" in str(done.facts["fenced_users"])
             await shop.more()
+            if to is Side.TARGET:  # the new authority fails over, under its applications
+                await asyncio.to_thread(target.failover, target.masters()[0])
+                await shop.more()
             assert (await read_route(local.store)).authority is to
             assert all(fenced(node) for node in boxes[to.other].nodes)
             assert not any(fenced(node) for node in boxes[to].nodes)
@@ -320,7 +323,7 @@ async def test_a_gateway_without_a_listener_for_a_node_does_not_switch(
 async def test_a_stray_of_the_old_side_is_refused_on_every_node(
     make_cluster: MakeCluster, control_server: DatabaseServer, tmp_path: Path
 ) -> None:
-    source = make_cluster(ServerKind.REDIS_62, masters=2)
+    source = make_cluster(ServerKind.REDIS_62, masters=2, spare=1)
     target = make_cluster(ServerKind.VALKEY_91, masters=2)
     async with (
         cluster_migration(source, target, control_server, tmp_path, feed=Feed.TRACKING) as local,
@@ -331,6 +334,14 @@ async def test_a_stray_of_the_old_side_is_refused_on_every_node(
             for name in ("a", "b", "c", "d"):
                 with pytest.raises(redis.exceptions.NoPermissionError):
                     stray.set(name, 1)
+        # A node that appears on the old side is fenced by the gateways.
+        appeared = source.nodes[-1]
+        await asyncio.to_thread(source.reshard, range(16), appeared)
+
+        async def no_way_in() -> bool:
+            return await asyncio.to_thread(fenced, appeared)
+
+        await until(no_way_in, within_s=20, otherwise="the new node was not fenced")
         await shop.more()
         await shop.end()
         await _agree(local)

@@ -16,12 +16,17 @@ import redis.asyncio
 from exodus.backfill.slices import copy_slice
 from exodus.commands.key_slots import slot_of
 from exodus.control import freshness
+from exodus.control.checkpoint import load_progress
 from exodus.control.gaps import open_gaps
 from exodus.control.topology import read_failovers, read_topologies
+from exodus.copy import guarded_cluster
+from exodus.copy.impact import Paces
 from exodus.copy.scan import plan_slices
 from exodus.errors import SourceError, TargetError
 from exodus.feeds.feed import begin_feed
 from exodus.live import server_runs
+from exodus.net import routed
+from exodus.plan.bounds import CLUSTER_ANSWER_S
 from exodus.plan.scope import Rename
 from exodus.plan.vocabulary import Cutover, Feed, Side
 from exodus.stack.servers import ServerKind
@@ -77,6 +82,7 @@ PAIRS = {
     "cluster to standalone": (ServerKind.VALKEY_81, 3, ServerKind.REDIS_82, 0),
     "cluster to cluster": (ServerKind.REDIS_62, 3, ServerKind.VALKEY_91, 3),
     "to fewer masters": (ServerKind.VALKEY_81, 3, ServerKind.REDIS_82, 2),
+    "to six masters": (ServerKind.REDIS_82, 4, ServerKind.REDIS_82, 6),
 }
 
 
@@ -274,6 +280,37 @@ async def test_a_verification_during_a_reshard_counts_for_nothing(
         await local.close()
 
 
+async def test_a_verification_finds_a_key_that_moved_to_a_node_that_was_copied(
+    make_cluster: MakeCluster,
+    make_server: MakeServer,
+    control_server: DatabaseServer,
+    tmp_path: Path,
+) -> None:
+    """The gateways' journal does not tell of it, since no application wrote the key."""
+    source = make_cluster(ServerKind.VALKEY_81, masters=2)
+    target = make_server(ServerKind.VALKEY_91)
+    local = await local_between(source, target, control_server, tmp_path, feed=Feed.AUTO)
+    try:
+        with source.client() as client:
+            fill(client, 100)
+        await local.start_live_sync()
+        engine = await local.engine()
+        first, second = source.masters()
+        names = [f"k:{number}:string" for number in range(100)]
+        moved = next(name for name in names if source.master_of(name) is first)
+        for piece in reversed(await plan_slices(engine.authority, local.plan.slices)):
+            if (await engine.authority.node(piece.node)).place.port == first.port:
+                await asyncio.to_thread(source.move_slot, slot_of(moved.encode()), second)
+            await copy_slice(engine, "run", piece, budget_s=60)
+        found = await reconcile(engine, "after")
+        assert [(row["key"], row["kind"]) for row in found["divergences"]] == [(moved, "missing")]
+        await local.syncer()
+        assert await repair(engine, keys_of(found)) == {}
+        assert contents(source) == contents(target)
+    finally:
+        await local.close()
+
+
 async def test_databases_move_to_where_a_cluster_has_them(
     make_cluster: MakeCluster,
     make_server: MakeServer,
@@ -363,6 +400,156 @@ async def test_after_a_failover_only_that_nodes_slots_are_compared(
         await local.close()
 
 
+async def test_the_replication_stream_of_a_shard_goes_on_at_its_new_master(
+    make_cluster: MakeCluster, control_server: DatabaseServer, tmp_path: Path
+) -> None:
+    """By replication id and offset: the stream has no gap. The failover is told with its window."""
+    source = make_cluster(ServerKind.VALKEY_81, replicas=1)
+    target = make_cluster(ServerKind.VALKEY_91, masters=2)
+    local = await local_between(source, target, control_server, tmp_path, feed=Feed.REPLICATION)
+    try:
+        with source.client() as client:
+            fill(client, 50)
+        await begin(local)
+        await local.backfill()
+        stream = local.syncers["syncer-1"][0]._stream
+        assert stream is not None
+
+        async def read(count: int) -> bool:
+            return stream.connects >= count and not stream.why
+
+        await until(lambda: read(3), within_s=20, otherwise="a node's stream was never read")
+        await quiet(local)
+        failed = source.masters()[0]
+        key = next(f"k{n}" for n in range(99) if source.master_of(f"k{n}") is failed)
+        with source.client() as client:
+            client.set(key, "before")
+            client.wait(1, 1_000, target_nodes=client.get_node_from_key(key))
+            await quiet(local)
+            promoted = await asyncio.to_thread(source.kill, failed)
+            await until(lambda: read(4), within_s=20, otherwise="the new master is not read")
+            assert stream.gaps == 0
+
+            async def noted() -> bool:
+                return bool(await read_failovers(local.store))
+
+            await until(noted, within_s=20, otherwise="the failover was not noted")
+            (failover,) = await read_failovers(local.store)
+            assert failover.before == f"127.0.0.1:{failed.port}"
+            assert failover.master == f"127.0.0.1:{promoted.port}"
+            assert failover.safe_until_ms is not None
+            assert 0 <= failover.at_ms - failover.safe_until_ms < 20_000
+            assert failover.lost_bytes_min == 0
+            client.set(key, "after")
+        await quiet(local)
+        assert contents(source) == contents(target)
+        assert stream.gaps == 0
+    finally:
+        await local.close()
+
+
+async def test_a_key_that_no_node_takes_for_now_stays_marked_and_comes_later(
+    make_cluster: MakeCluster,
+    make_server: MakeServer,
+    control_server: DatabaseServer,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The staging key of a large key is on the node that imports the slot. To rename it, both names
+    have to be there: TRYAGAIN, as long as the slot is on its way.
+    """
+    monkeypatch.setattr(guarded_cluster, "CLUSTER_REDIRECT_S", 0.3)
+    source, target = make_server(ServerKind.VALKEY_81), make_cluster(ServerKind.VALKEY_91)
+    local = await local_between(source, target, control_server, tmp_path)
+    try:
+        with source.client() as client:
+            fill(client, 50)
+            client.set("other:large", "y" * 3_000_000)
+        await begin(local)
+        slot = slot_of(b"k:large")
+        to = next(node for node in target.masters() if node is not target.owner_of(slot))
+        with target.migrating(slot, to):
+            await local.backfill()
+            progress = (await load_progress(local.store, "run")).values()
+            assert sum(each.restarts for each in progress) == 0
+            assert sum(each.re_marked for each in progress) == 1
+            assert not await local.feed_drained()
+            found = contents(target)
+            assert b"k:large" not in found
+            assert len(found) == len(contents(source)) - 1
+        await quiet(local)
+        assert contents(source) == contents(target)
+        assert (await local.verify()).divergences == []
+    finally:
+        await local.close()
+
+
+async def test_the_budget_of_each_node_is_kept_by_what_it_answers_itself(
+    make_cluster: MakeCluster,
+    make_server: MakeServer,
+    control_server: DatabaseServer,
+    tmp_path: Path,
+) -> None:
+    """A backfill measures the node of its slice, and a verification measures every node."""
+    source, target = make_cluster(ServerKind.VALKEY_81), make_server(ServerKind.VALKEY_91)
+    local = await local_between(source, target, control_server, tmp_path)
+
+    def measured() -> set[int]:
+        found = set()
+        for node in source.masters():
+            with node.client() as client:
+                if "exodus-pace" in {each["name"] for each in client.client_list()}:
+                    found.add(node.port)
+        return found
+
+    try:
+        with source.client() as client:
+            fill(client, 100)
+        await local.start_live_sync()
+        engine = await local.engine()
+        ports, seen = [], []
+        for piece in await plan_slices(engine.authority, local.plan.slices):
+            await copy_slice(
+                engine, "run", piece, budget_s=60, on_progress=lambda _: seen.append(measured())
+            )
+            ports.append((await engine.authority.node(piece.node)).place.port)
+        assert seen == [{port} for port in ports]
+        assert set(ports) == {node.port for node in source.masters()}
+        async with Paces(local.store, engine.authority, local.plan.budget, what="verification"):
+            assert measured() == set(ports)
+    finally:
+        await local.close()
+
+
+async def test_a_slot_that_no_node_serves_is_asked_for_again_within_a_bound(
+    make_cluster: MakeCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A cluster without a majority of its masters answers CLUSTERDOWN."""
+    box = make_cluster(ServerKind.VALKEY_91)
+    alive, *others = box.masters()
+    key = next(f"k{n}" for n in range(99) if box.master_of(f"k{n}") is alive)
+
+    async def down() -> bool:
+        with alive.client() as client:
+            return client.cluster("INFO")["cluster_state"] == "fail"
+
+    endpoint, name = Endpoint(Side.SOURCE, box.address()), key.encode()
+    async with await endpoint.connect(name="test", slot=slot_of(name)) as leg:
+        assert await leg.call("SET", name, "v") == b"OK"
+        for node in others:
+            node.kill()
+        await until(down, within_s=20, otherwise="the cluster does not notice")
+        monkeypatch.setattr(routed, "CLUSTER_REDIRECT_S", 0.3)
+        with pytest.raises(SourceError, match="is not served now") as refused:
+            await leg.call("GET", name)
+        assert "CLUSTERDOWN" in refused.value.why
+        monkeypatch.setattr(routed, "CLUSTER_REDIRECT_S", 60.0)
+        asked = asyncio.create_task(leg.call("GET", name))
+        for node in others:
+            await asyncio.to_thread(node.start)
+        assert await asked == b"v"
+
+
 class Faults:
     """Faults of a cluster, each once, while something else goes on."""
 
@@ -383,6 +570,33 @@ class Faults:
             [node for node in self.box.masters() if self.box.replicas_of(node)]
         )
         await asyncio.to_thread(self.box.kill, master)
+
+    async def pause(self) -> None:
+        """A master stands still until its replica is the master, and wakes."""
+        master = self._not_asked()
+        (replica, *_) = self.box.replicas_of(master)
+        master.pause()
+        try:
+            await until(
+                lambda: asyncio.to_thread(lambda: replica in self.box.masters()),
+                within_s=20,
+                otherwise="no failover after a pause",
+            )
+        finally:
+            master.resume()
+        await asyncio.to_thread(self.box.wait_ready)
+
+    async def silence(self) -> None:
+        """A master does not answer for longer than a look waits, and nobody takes its place."""
+        with self.box.patient():
+            self._not_asked().pause()
+            await asyncio.sleep(2 * CLUSTER_ANSWER_S)  # as long as it is silent
+
+    def _not_asked(self) -> DatabaseServer:
+        """Return a master with a replica that is not the node which `ClusterBox` asks."""
+        asked = next(node for node in self.box.nodes if node.running)
+        masters = [node for node in self.box.masters() if self.box.replicas_of(node)]
+        return self.random.choice([node for node in masters if node is not asked])
 
     async def reshard(self) -> None:
         """A range of slots moves, those of some keys among them."""
@@ -405,7 +619,7 @@ class Faults:
 # Seeds 0 to 7 of each in the long form: more than a hundred.
 _FAULTS = [
     (fault, side, feed, seed)
-    for fault in ("failover", "kill", "reshard", "atomic")
+    for fault in ("failover", "kill", "pause", "silence", "reshard", "atomic")
     for side in Side
     for feed in (Feed.REPLICATION, Feed.TRACKING)
     for seed in range(8 if FULL else 1)
@@ -416,6 +630,8 @@ _FAULTS = [
         ("failover", Side.TARGET, Feed.REPLICATION),
         ("kill", Side.SOURCE, Feed.REPLICATION),
         ("kill", Side.TARGET, Feed.TRACKING),
+        ("pause", Side.SOURCE, Feed.TRACKING),
+        ("silence", Side.TARGET, Feed.REPLICATION),
         ("reshard", Side.SOURCE, Feed.REPLICATION),
         ("reshard", Side.SOURCE, Feed.TRACKING),
         ("reshard", Side.TARGET, Feed.TRACKING),
@@ -461,6 +677,8 @@ async def test_a_fault_during_backfill_and_live_sync_loses_nothing(
         moved = fault in ("reshard", "atomic")
 
         async def told() -> bool:
+            if fault == "silence":
+                return True  # nobody is another node's successor
             failed_over = moved or bool(await read_failovers(local.store))
             return failed_over and (await read_topologies(local.store))[side].epoch > 1
 
@@ -478,6 +696,7 @@ async def test_a_fault_during_backfill_and_live_sync_loses_nothing(
             ("reshard", Side.TARGET): {"expiry"},
             ("failover", Side.SOURCE): {"extra"},
             ("kill", Side.SOURCE): {"extra"},
+            ("pause", Side.SOURCE): {"extra"},
         }.get((fault, side), set())
         assert {row["kind"] for row in found["divergences"]} <= allowed, found["divergences"]
         if found["divergences"]:
@@ -492,7 +711,7 @@ async def test_a_fault_during_backfill_and_live_sync_loses_nothing(
         # Live sync may notice the second fault while the sides are compared here.
         await until(closed, within_s=30, otherwise="live sync never compared the sides")
         assert contents(source) == contents(target)
-        if moved:
+        if moved or fault == "silence":
             writers.check(target)  # a failover may lose what no replica had
     finally:
         await local.close()

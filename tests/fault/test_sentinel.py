@@ -271,6 +271,30 @@ async def test_both_ways_between_two_services(
         await local.close()
 
 
+async def test_from_one_server_to_a_service_and_back(
+    redis62: DatabaseServer,
+    target_service: ServiceBox,
+    control_server: DatabaseServer,
+    tmp_path: Path,
+) -> None:
+    """A side without Sentinels has one server to be fenced, and the other one has each of its."""
+    local = await _local(redis62, target_service, control_server, tmp_path)
+    boxes = {Side.SOURCE: [redis62], Side.TARGET: target_service.nodes}
+    try:
+        load = Load(local)
+        await local.backfill()
+        for to in (Side.TARGET, Side.SOURCE):
+            facts = await _switched(local, to)
+            assert facts.get("replicas_with_all_keys") == (1 if to is Side.TARGET else None)
+            await load.more()
+            assert all(map(DatabaseServer.fenced, boxes[to.other]))
+            assert not any(map(DatabaseServer.fenced, boxes[to]))
+        assert await _agrees(local, load) == 0
+        assert load.errors == []
+    finally:
+        await local.close()
+
+
 @pytest.mark.parametrize(("side", "how", "before"), _IN_THE_MIDDLE)
 async def test_a_failover_in_the_middle_gives_the_switch_up(
     source_service: ServiceBox,
