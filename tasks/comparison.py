@@ -111,11 +111,10 @@ async def _figures(it: Opened, series: list[Moment]) -> Json:
     """Return what this run says of all keys, and what all runs say that are not too old."""
     beats = await registry.heartbeats(it.store, "comparer")
     now_ms, route = await it.store.now_ms(), await read_route(it.store)
-    open_keys = {
-        divergences.key_of(row)
-        for row in await divergences.rows(it.store)
-        if divergences.is_open(row)
-    }
+    oldest_ms = now_ms - it.plan.evidence_hours_max * 3_600_000
+    rows = await divergences.rows(it.store)
+    open_keys = {divergences.key_of(row) for row in rows if divergences.is_open(row)}
+    unequal, healed = divergences.differed(rows, oldest_ms)
     inconclusive: Counter[str] = Counter()
     for beat in beats:
         inconclusive.update(beat.facts.inconclusive)
@@ -139,7 +138,6 @@ async def _figures(it: Opened, series: list[Moment]) -> Json:
         orjson.loads(raw)
         for raw in await answered(it.store.client.lrange(it.store.keys.comparisons, 0, -1))
     ]
-    oldest_ms = now_ms - it.plan.evidence_hours_max * 3_600_000
     recent = [run for run in runs if run["at_ms"] >= oldest_ms]
     keys = await answered(
         it.store.client.pfcount(*{it.store.keys.judged(run["salt"]) for run in recent})
@@ -148,7 +146,7 @@ async def _figures(it: Opened, series: list[Moment]) -> Json:
         "figures": figures,
         "series": [asdict(moment) for moment in series],
         "runs": recent,
-        "bound": bound_text(len(open_keys), max(int(keys), len(open_keys))),
+        "bound": bound_text(len(unequal), max(int(keys), len(unequal)), healed=len(healed)),
     }
 
 

@@ -126,6 +126,18 @@ def is_open(row: Json) -> bool:
     return row.get("state", DivergenceState.CONFIRMED) in OPEN
 
 
+def differed(rows_of: Iterable[Json], since_ms: float) -> tuple[set[Key], set[Key]]:
+    """Return the keys that differ or did since then, and which of them are healed.
+
+    An accepted key differs. A repair heals no key that was not sampled, so what was repaired says
+    as much of those as before.
+    """
+    found = [row for row in rows_of if is_open(row) or row["at_ms"] >= since_ms]
+    keys = {key_of(row) for row in found}
+    left = {key_of(row) for row in found if row.get("state") != DivergenceState.HEALED}
+    return keys, keys - left
+
+
 def key_of(row: Json) -> Key:
     """Return the key of a row."""
     name = row.get("key_hex")

@@ -50,12 +50,15 @@ def _at_most(differ: int, keys: int, share: float) -> float:
     return math.fsum(map(math.exp, terms))
 
 
-def bound_text(differ: int, keys: int) -> str:
-    """Return the bound in one line."""
+def bound_text(differ: int, keys: int, *, healed: int = 0) -> str:
+    """Return the bound in one line. `healed` of the keys that differ are equal by now: those that
+    were not sampled are not.
+    """
     if not keys:
         return "no key was judged: nothing is known of the others"
     share = share_max(differ, keys) * 100
-    return f"{differ:,} of {keys:,} keys differ: at most {share:.2g} % of all, at 95 %"
+    since = f" ({healed:,} healed since)" if healed else ""
+    return f"{differ:,} of {keys:,} keys differ{since}: at most {share:.2g} % of all, at 95 %"
 
 
 @dataclass(frozen=True)

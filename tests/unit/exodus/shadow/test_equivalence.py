@@ -26,6 +26,7 @@ def test_the_bound_is_clopper_pearson(differ: int, keys: int, share: float) -> N
 def test_the_bound_in_words() -> None:
     assert bound_text(0, 30_000) == "0 of 30,000 keys differ: at most 0.01 % of all, at 95 %"
     assert "nothing is known" in bound_text(0, 0)
+    assert bound_text(10, 20, healed=4).startswith("10 of 20 keys differ (4 healed since): at most")
 
 
 def test_convergence_of_a_burst() -> None:
