@@ -108,6 +108,10 @@ async def _users(plan: Plan, source: Leg, target: Leg, commands: Iterable[str]) 
         rows.append(Checked(f"login of user {name}", not required, detail, found.means, _CARRY))
         if not required:
             rows.append(await _rights(target, name, on_target, user, commands))
+    untold = [row for row in rows if row.check.startswith(_RIGHTS) and not row.judged]
+    if untold:
+        said = f"rights of {len(untold)} user(s) were not compared: {untold[0].detail}"
+        rows.append(told("users whose rights were not compared", said, line=said))
     return rows or [told("users", "the source has none but Exodus's")]
 
 

@@ -21,6 +21,7 @@ from exodus.acceptance.rows import Checked
 from exodus.acceptance.standing import check_replicas, check_settings
 from exodus.control.registry import heartbeats
 from exodus.plan.address import Address, Credentials
+from exodus.plan.bounds import ACCEPTANCE_REPLICA_LAG_BYTES_MAX
 from exodus.plan.gate_checks import CheckLevel, GateChecks
 from exodus.plan.plan import Plan
 from exodus.plan.vocabulary import Side
@@ -194,6 +195,8 @@ async def test_an_observed_request_that_the_target_lacks_or_refuses_is_found(
         ("-@scripting", "delivery: script"),
         ("-@pubsub", "delivery: publish and subscribe"),
         ("-@blocking", "delivery: blocking pop"),
+        ("-@blocking", "delivery: time limit of a blocking pop"),
+        ("-watch", "delivery: watched key that changes"),
     ],
 )
 async def test_what_applications_may_not_do_there_is_found(
@@ -291,6 +294,53 @@ async def test_a_missing_module_and_missing_replicas_are_found(
     assert "replicas of the target" in _red(await check_replicas(modern.plan))
 
 
+async def test_a_replica_that_does_not_keep_up_is_found(
+    make_server: Callable[..., DatabaseServer],
+) -> None:
+    """The target has as many replicas as the source. One of them answers nobody."""
+    source, target, replica = (make_server(ServerKind.REDIS_82) for _ in range(3))
+    plan = Plan(name="shop", source=source.address(), target=target.address())
+    address = target.address()
+    with replica.client() as client:
+        client.config_set("masteruser", address.username or "")
+        client.config_set("masterauth", address.secret("test") or "")
+        client.replicaof("127.0.0.1", target.port)
+
+    async def online() -> bool:
+        return target.client().info("replication").get("slave0", {}).get("state") == "online"
+
+    await until(online, within_s=20, otherwise="the replica never came online")
+    assert _red(await check_replicas(plan)) == {}
+    replica.pause()
+    target.client().set("large", b"x" * (2 * ACCEPTANCE_REPLICA_LAG_BYTES_MAX))
+    try:
+        red = _red(await check_replicas(plan))
+    finally:
+        replica.resume()
+    assert list(red) == ["the target's replicas keep up"]
+    assert f":{replica.port}" in red["the target's replicas keep up"]
+
+
+async def test_a_target_that_cannot_write_its_files_is_found(
+    make_server: Callable[..., DatabaseServer],
+) -> None:
+    source, target = (make_server(ServerKind.REDIS_62) for _ in Side)
+    plan = Plan(name="shop", source=source.address(), target=target.address())
+    assert _red(await check_settings(plan)) == {}
+    with target.client() as client:
+        # A folder stands where the file is to be.
+        folder = Path(client.config_get("dir")["dir"])
+        (folder / client.config_get("dbfilename")["dbfilename"] / "in the way").mkdir(parents=True)
+        client.bgsave()
+
+        async def failed() -> bool:
+            return client.info("persistence")["rdb_last_bgsave_status"] != "ok"
+
+        await until(failed, within_s=20, otherwise="the server saved nevertheless")
+    red = _red(await check_settings(plan))
+    assert red == {"the target can write its files": "rdb_last_bgsave_status"}
+
+
 async def test_what_could_not_be_tried_is_not_called_in_order(local: LocalMigration) -> None:
     (row,) = await check_commands(local.plan, local.store)
     assert (row.ok, row.by_name, row.why) == (False, True, "nothing was observed")
@@ -303,6 +353,23 @@ async def test_what_could_not_be_tried_is_not_called_in_order(local: LocalMigrat
     row = rows["delivery: keyspace events"]
     assert (row.ok, row.by_name) == (False, True)
     assert "does not tell" in row.why
+
+
+async def test_the_form_says_that_rights_were_not_compared(
+    local: LocalMigration, make_server: Callable[..., DatabaseServer]
+) -> None:
+    """Redis 6.2 has no ACL DRYRUN. The required check passes, and nobody would know why."""
+    older = make_server(ServerKind.REDIS_62)
+    _users(local)
+    older.client().execute_command("ACL", "SETUSER", _APP, *_RIGHTS)
+    await _observe(local, "GET", "SET")
+    plan = local.plan.model_copy(update={"target": older.address()})
+    rows = await check_logins(plan, local.store)
+    assert _red(rows) == {}
+    (line,) = [row.line for row in rows if row.line]
+    assert line.startswith("rights of 2 user(s) were not compared: the target does not tell")
+    compared = await check_logins(local.plan, local.store)
+    assert [row.line for row in compared if row.line] == []
 
 
 async def test_a_slow_and_a_silent_target_are_found(local: LocalMigration) -> None:

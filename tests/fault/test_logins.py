@@ -13,6 +13,7 @@ import redis.asyncio as redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
+from exodus.acceptance.logins import check_logins
 from exodus.cutover import switch
 from exodus.errors import OperatorError
 from exodus.plan.vocabulary import Side
@@ -96,6 +97,21 @@ async def test_a_login_is_the_other_one_on_the_other_side_there_and_back(
         await plain.execute_command("RESET")
         assert await plain.get("by:AUTH") is not None
     assert dict(mapping.gateways["gw-1"][0].sessions_closed) == {}
+
+
+async def test_test_logs_in_as_each_user_that_the_target_knows(mapping: LocalMigration) -> None:
+    """As the gateways will: with the target's name and password."""
+    names = {"login of user shop as shop-there", "login of user default as anybody-there"}
+
+    async def red() -> set[str]:
+        rows = await check_logins(mapping.plan, mapping.store)
+        assert names <= {row.check for row in rows}
+        return {row.check for row in rows if row.judged and not row.ok}
+
+    assert await red() == set()
+    target = mapping.servers[Side.TARGET].client()
+    target.acl_setuser("anybody-there", reset_passwords=True, passwords=["+another"], enabled=True)
+    assert "login of user default as anybody-there" in await red()
 
 
 async def test_a_login_that_a_side_refuses_is_found_before_anything_begins(

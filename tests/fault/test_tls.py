@@ -19,11 +19,14 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 from redis.exceptions import RedisClusterException
 
+from exodus.acceptance import logins
+from exodus.acceptance.logins import check_logins
 from exodus.acceptance.read_only import ReadOnlyCluster, open_read_only
+from exodus.acceptance.rows import Checked
 from exodus.cancellation import end_all
 from exodus.errors import OperatorError
 from exodus.net.client import make_client
-from exodus.plan.address import Cluster
+from exodus.plan.address import Address, Cluster
 from exodus.plan.vocabulary import Side
 from exodus.rehearsal.rehearse import rehearse
 from exodus.resp.encode import encode
@@ -281,6 +284,42 @@ async def test_tls_on_the_servers_side_with_a_name_and_a_certificate_of_our_own(
         with pytest.raises(redis.ConnectionError):
             await local.app(retry=None).ping()
         await app.aclose()
+
+
+async def test_test_looks_at_the_certificate_of_the_target(
+    local: LocalMigration, authority: Authority, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A certificate that ends soon is red, and so is a target that speaks no TLS where the source
+    does.
+    """
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(*authority.certificate("redis.test", "server"))  # for an hour
+
+    async def seen(**sides: Address) -> Checked:
+        plan = local.plan.model_copy(update=sides)
+        (row,) = [row for row in await check_logins(plan, local.store) if row.check == "TLS"]
+        return row
+
+    assert (await seen()).ok
+    async with contextlib.AsyncExitStack() as opened:
+        behind = {}
+        for side in Side:
+            box = local.servers[side]
+            front = await opened.enter_async_context(Terminator(box.port, context))
+            behind[side] = box.address().model_copy(
+                update={
+                    "port": front.port,
+                    "tls": True,
+                    "ca_file": authority.file,
+                    "server_name": "redis.test",
+                }
+            )
+        soon = await seen(target=behind[Side.TARGET])
+        assert (soon.ok, "valid for 0 days" in soon.detail) == (False, True), soon
+        none = await seen(source=behind[Side.SOURCE])
+        assert (none.ok, "the source speaks TLS" in none.detail) == (False, True), none
+        monkeypatch.setattr(logins, "CERTIFICATE_DAYS_MIN", 0)
+        assert (await seen(target=behind[Side.TARGET])).ok
 
 
 async def test_tls_to_every_node_of_a_cluster(
