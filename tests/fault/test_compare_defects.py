@@ -16,9 +16,10 @@ from redis.exceptions import ResponseError
 from exodus.control.registry import heartbeats
 from exodus.engine import open_engine
 from exodus.plan.address import Credentials
+from exodus.plan.bounds import LARGE_KEY_BYTES
 from exodus.plan.vocabulary import Side
 from exodus.shadow import divergences
-from exodus.shadow.causes import Cause
+from exodus.shadow.causes import REMEDIES, Cause
 from exodus.shadow.repairs import repair_divergences
 from tests.support.comparing import (
     comparer_follows,
@@ -188,6 +189,21 @@ async def test_a_key_whose_expiry_was_lost_on_its_way(local: LocalMigration) -> 
         await asyncio.sleep(2.6)
         assert await app.get("k") is None
         await _one_cause(local, "k", "GET", Cause.EXPIRED)
+
+
+async def test_a_difference_of_which_nothing_is_known(local: LocalMigration) -> None:
+    """Of a large key no checksum is kept: nothing tells which side was written."""
+    target = local.servers[Side.TARGET].client()
+    local.servers[Side.SOURCE].client().rpush("k", *[b"x" * 100] * (2 * LARGE_KEY_BYTES // 100))
+    async with comparing(local):
+        app = local.app()
+        await app.lindex("k", 7)
+        await row_of(local, "LINDEX", "equal")
+        await quiet(local)
+        target.lset("k", 7, "other")
+        await app.lindex("k", 7)
+        row = await _one_cause(local, "k", "LINDEX", Cause.UNKNOWN)
+        assert row["remedy"] == REMEDIES[Cause.UNKNOWN]
 
 
 def _user(local: LocalMigration, folder: Path, *rights: str) -> None:
