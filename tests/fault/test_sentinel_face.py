@@ -204,11 +204,11 @@ async def test_a_redirect_leads_sentinel_clients_to_the_authority(local: LocalMi
 
     async def told() -> set[bytes]:
         found = []
-        while len(found) < 2:
-            async with asyncio.timeout(20):
+        async with asyncio.timeout(20):
+            while len(found) < 2:
                 said = await pubsub.get_message(ignore_subscribe_messages=True, timeout=1)
-            if said is not None:
-                found.append(said["data"])
+                if said is not None:
+                    found.append(said["data"])
         return set(found)
 
     await local.change(redirect=Redirect(per_s=1))
