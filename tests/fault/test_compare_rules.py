@@ -6,14 +6,17 @@ from __future__ import annotations
 
 import pytest
 
+from exodus.control.changes import Key
 from exodus.control.registry import heartbeats
-from exodus.net.leg import Leg
+from exodus.net.leg import Leg, ReplyError
 from exodus.plan.compare_rules import CompareRule, ReplyRule
 from exodus.plan.vocabulary import Side
 from exodus.resp.encode import encode
 from exodus.shadow import rules as module
+from exodus.shadow.exchange import Exchange
 from exodus.shadow.rules import INFRASTRUCTURE, Rules, error_code
-from tests.support.comparing import comparing, ledger, quiet, row_of
+from exodus.shadow.verdicts import Judge
+from tests.support.comparing import comparing, counted, ledger, quiet, row_of
 from tests.support.local_migration import LocalMigration
 from tests.support.wait import until
 
@@ -167,6 +170,75 @@ async def test_a_server_s_own_trouble_is_no_data(local: LocalMigration) -> None:
         target.replicaof("NO", "ONE")
     assert [error_code(full), error_code(replica)] == ["OOM", "READONLY"]
     assert {"OOM", "READONLY", "LOADING", "BUSY", "MOVED", "CLUSTERDOWN"} <= INFRASTRUCTURE
+
+
+async def test_compare_counts_a_server_s_own_trouble_and_confirms_nothing(
+    local: LocalMigration, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trouble = ["LOADING", "BUSY", "OOM", "READONLY", "MOVED", "CLUSTERDOWN"]
+    left = [ReplyError(f"{code} not now") for code in trouble]
+    ask = Judge._ask_follower
+
+    async def in_trouble(self: Judge, exchange: Exchange, keys: list[Key]) -> object:
+        return left.pop() if exchange.command == b"STRLEN" else await ask(self, exchange, keys)
+
+    monkeypatch.setattr(Judge, "_ask_follower", in_trouble)
+    async with comparing(local):
+        app = local.app()
+        await app.set("k", "v")
+        for _ in trouble:
+            await app.strlen("k")
+        await row_of(local, "STRLEN", "infrastructure", len(trouble))
+        await quiet(local)
+        assert await counted(local, "STRLEN") == {"infrastructure": len(trouble)}
+        assert await ledger(local) == []
+
+
+async def test_rules_of_the_migration_judge_what_compare_tries(
+    local: LocalMigration, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each on two keys: one within the rule, one beyond it. What a rule leaves out is not asked."""
+    monkeypatch.setattr(module, "_function", lambda _: _same_letters)
+    rules = [
+        CompareRule(commands=("GET",), pattern="free:*", rule=ReplyRule.NEVER),
+        CompareRule(commands=("GET",), pattern="price:*", rule=ReplyRule.NUMERIC, relative=1e-3),
+        CompareRule(commands=("GET",), pattern="word:*", rule=ReplyRule.PYTHON, function="theirs"),
+    ]
+    local.plan = local.plan.model_copy(update={"compare_rules": tuple(rules)})
+    there = {
+        "free:1": ("a", "b"),
+        "price:1": ("100.0", "100.01"),
+        "price:2": ("100.0", "101.0"),
+        "word:1": ("Yes", "YES"),
+        "word:2": ("Yes", "no"),
+        "other": ("100.0", "100.01"),
+    }
+    target = local.servers[Side.TARGET].client()
+    async with comparing(local):
+        app = local.app()
+        for key, (value, _) in there.items():
+            await app.set(key, value)
+            await app.get(key)
+        await row_of(local, "GET", "equal", 5)
+        await quiet(local)
+        for key, (_, other) in there.items():
+            target.set(key, other)
+        for key in there:
+            await app.get(key)
+        await row_of(local, "GET", "divergences", 3)
+        await row_of(local, "GET", "equal", 7)
+        assert (await counted(local, "GET"))["not_comparable"] == 2
+        rows = {row["key"]: row["detail"] for row in await ledger(local) if row["command"] == "GET"}
+        assert rows.keys() == {"price:2", "word:2", "other"}
+        assert "rule: numeric tolerance" in rows["price:2"]
+        assert "rule: python (theirs)" in rows["word:2"]
+
+
+def _same_letters(request: object, here: object, there: object) -> bool:
+    del request
+    assert isinstance(here, bytes)
+    assert isinstance(there, bytes)
+    return here.lower() == there.lower()
 
 
 async def test_a_function_that_raises_is_named_and_ends_nothing(

@@ -48,6 +48,8 @@ async def test_commands_of_several_keys_are_sampled_by_their_first(local: LocalM
     source.mset({"in:a": 1, "out:b": 2, "out:c": 3})
     source.sadd("in:s", 1, 2, 3)
     source.sadd("out:s", 2, 3, 4)
+    source.zadd("in:z", {"a": 1})
+    source.zadd("out:z", {"b": 2})
     async with comparing(local):
         await local.change(shadow_include=["in:*"])
         await comparer_follows(local)
@@ -63,6 +65,12 @@ async def test_commands_of_several_keys_are_sampled_by_their_first(local: LocalM
         await app.sinterstore("in:d", "in:s", "out:s")
         await row_of(local, "SINTERSTORE", "equal")
         assert (await counted(local, "MGET"))["compared"] == 2
+        # Where the keys stand, only the request itself tells.
+        await app.zunion(["out:z", "in:z"])
+        for _ in range(2):
+            await app.zunion(["in:z", "out:z"])
+        await row_of(local, "ZUNION", "equal", 2)
+        assert (await counted(local, "ZUNION"))["compared"] == 2
         target.set("in:a", "stale")
         await app.mget("in:a", "out:b")
         await row_of(local, "MGET", "divergences")
@@ -110,6 +118,9 @@ async def test_what_is_left_out_is_counted_by_reason(local: LocalMigration) -> N
         assert await _left_out(local, "GET") == {"larger than is compared": 1}
         await app.set("other", "x" * 100_000)
         assert await _left_out(local, "SET") == {"larger than is compared": 1}
+        async with app.pipeline(transaction=True) as pipe:
+            await pipe.set("other", "x" * 100_000).get("other").execute()
+        assert await _left_out(local, "MULTI") == {"larger than is compared": 1}
 
 
 async def test_what_expires_before_it_is_taken_is_counted(
@@ -172,6 +183,12 @@ async def test_the_sample_is_changed_while_it_runs(local: LocalMigration) -> Non
         await app.get("cart:1")
         await row_of(local, "GET", "equal", 4)
         assert (await counted(local, "GET"))["compared"] == 4
+        await set_sample(local.store, 1e-9, [], [], why="the target has too much to do")
+
+        async def emptied() -> bool:
+            return not target.keys("[cu]*:*")
+
+        await until(emptied, within_s=5, otherwise="another share changed nothing")
 
 
 async def test_a_sample_that_cannot_be_is_refused(local: LocalMigration) -> None:
