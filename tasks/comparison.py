@@ -265,7 +265,7 @@ async def _convergence(it: Opened) -> Json:
             differ = await spot_check(engine, suspects, slack_ms=slack_ms)
             after = await _fingerprints(leg, [(found.db, found.key) for found in differ])
             written = {key for key, fingerprint in after.items() if fingerprint != before[key]}
-    known = await divergences.open_kinds(it.store)
+    known = await divergences.open_rows(it.store)
     for found in differ:
         key = (found.db, found.key)
         if key not in written and divergences.row_id(key, divergences.STATE) not in known:

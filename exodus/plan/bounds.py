@@ -107,6 +107,7 @@ COMPARE_KEYS_MAX = 100_000  # Sampled keys that Compare copies to the follower.
 COMPARISONS_KEPT = 100  # Runs of Compare whose figures are kept.
 DIVERGENCES_MAX = 10_000  # Rows of the ledger. More are counted.
 DIVERGENCE_VALUE_CHARS = 200  # Of a value in the ledger.
+DIVERGENCE_REQUESTS_MAX = 16  # Requests of a row that are known. Only a repair heals more.
 DIVERGENCE_VALUES_KEPT_MS = 7 * 86_400_000
 
 # Sending clients away at the end.

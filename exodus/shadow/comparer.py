@@ -121,7 +121,7 @@ class Comparer(RouteProcess):
         self._behind = 0
         self._pending = 0
         self._sample = KeySample()
-        self._rules = Rules(plan.compare_rules)
+        self._rules = Rules(plan.compare_rules, masked=plan.compare_masked)
 
     def _works(self) -> tuple[Coroutine[Any, Any, None], ...]:
         return (self._topology.run(),)

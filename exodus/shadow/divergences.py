@@ -18,12 +18,19 @@ from exodus.control.accepted_names import names_in
 from exodus.control.changes import Key, pack
 from exodus.control.store import ControlStore
 from exodus.net.client import answered
-from exodus.plan.bounds import DIVERGENCE_VALUE_CHARS, DIVERGENCE_VALUES_KEPT_MS, DIVERGENCES_MAX
+from exodus.plan.bounds import (
+    DIVERGENCE_REQUESTS_MAX,
+    DIVERGENCE_VALUE_CHARS,
+    DIVERGENCE_VALUES_KEPT_MS,
+    DIVERGENCES_MAX,
+)
 from exodus.shadow.causes import REMEDIES, Cause
 
 Json = dict[str, Any]
 STATE = "state"  # in place of a command: the key's state was compared
 COPYING = "(copy)"  # likewise: the key failed to copy
+REQUESTS = "requests"  # the field of a row with the digests of its requests that differ
+MORE = "more"  # in place of those beyond DIVERGENCE_REQUESTS_MAX
 REFUSED = "the target refuses it"  # the kind of a row whose request only the target refused
 
 
@@ -52,6 +59,15 @@ def shown(value: object, *, masked: bool) -> str:
     return text if len(text) <= DIVERGENCE_VALUE_CHARS else text[:DIVERGENCE_VALUE_CHARS] + "…"
 
 
+def shown_error(said: str, *, masked: bool) -> str:
+    """Return a server's error as the ledger keeps it: without the request's arguments, which a
+    server repeats where it does not know the command.
+    """
+    if masked:
+        return f"{said.split(' ', 1)[0]} (masked)"
+    return said.partition(", with args beginning with")[0][:DIVERGENCE_VALUE_CHARS]
+
+
 async def note(
     store: ControlStore,
     key: Key,
@@ -61,12 +77,13 @@ async def note(
     cause: str,
     state: DivergenceState = DivergenceState.CONFIRMED,
     values: Mapping[str, str] | None = None,
+    request: str = "",
     **more: object,
 ) -> bool:
     """Write a row, or bring it up to date; False where the ledger is full.
 
     An accepted row stays accepted while its cause stays. A healed one that is seen again is open
-    again.
+    again. `request` is the digest of the request that differs.
     """
     field, client, names = row_id(key, command), store.client, store.keys
     raw = await answered(client.hget(names.divergence, field))
@@ -90,6 +107,7 @@ async def note(
         "first_seen_ms": before.get("first_seen_ms", now_ms),
         "at_ms": now_ms,
         "times": before.get("times", 0) + (state is DivergenceState.CONFIRMED),
+        **({REQUESTS: _requests(before, request)} if request else {}),
         **more,
     }
     pipe = client.pipeline(transaction=True)
@@ -99,6 +117,14 @@ async def note(
         pipe.pexpire(names.divergence_values, DIVERGENCE_VALUES_KEPT_MS)
     await pipe.execute()
     return True
+
+
+def _requests(before: Json, request: str) -> list[str]:
+    """Return the digests of a row's requests that differ."""
+    differed = before.get("state") in (DivergenceState.CONFIRMED, DivergenceState.ACCEPTED)
+    known: list[str] = before.get(REQUESTS, []) if differed else []
+    noted = request if len(known) < DIVERGENCE_REQUESTS_MAX else MORE
+    return known if {request, noted} & {*known} else [*known, noted]
 
 
 async def withdraw(store: ControlStore, key: Key, command: str) -> None:
@@ -118,6 +144,8 @@ async def rows(store: ControlStore) -> list[Json]:
         {**orjson.loads(row), **(orjson.loads(values[field]) if field in values else {})}
         for field, row in raw.items()
     ]
+    for row in found:
+        row.pop(REQUESTS, None)  # digests, which tell a person nothing
     return sorted(found, key=lambda row: (row.get("first_seen_ms", row["at_ms"]), row["key"]))
 
 
@@ -173,10 +201,24 @@ async def begin(store: ControlStore) -> None:
             await withdraw(store, key_of(row), row["command"])
 
 
-async def open_kinds(store: ControlStore) -> dict[bytes, str]:
-    """Return the fields of the open rows, each with its kind."""
-    found = await rows(store)
-    return {row_id(key_of(row), row["command"]): row["kind"] for row in found if is_open(row)}
+async def open_rows(store: ControlStore) -> dict[bytes, Json]:
+    """Return the fields of the open rows, each with its row."""
+    raw = await answered(store.client.hgetall(store.keys.divergence))
+    found = {field: orjson.loads(row) for field, row in raw.items()}
+    return {field: row for field, row in found.items() if is_open(row)}
+
+
+async def equal_now(store: ControlStore, key: Key, command: str, request: str) -> list[str]:
+    """Note that a request of an open row is equal now; return the digests of those that are not."""
+    raw = await answered(store.client.hget(store.keys.divergence, row_id(key, command)))
+    known: list[str] = [] if raw is None else orjson.loads(raw).get(REQUESTS, [])
+    left = [each for each in known if each != request]
+    if raw is not None and left not in (known, []):
+        changed = {**orjson.loads(raw), REQUESTS: left}
+        await answered(
+            store.client.hset(store.keys.divergence, row_id(key, command), orjson.dumps(changed))
+        )
+    return left
 
 
 async def heal(store: ControlStore, key: Key, command: str) -> None:

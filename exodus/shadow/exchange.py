@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -30,6 +31,13 @@ class Exchange:
     def command(self) -> bytes:
         """The command's name in upper case; MULTI for a transaction."""
         return b"MULTI" if self.transaction else self.args[0].upper()
+
+    @property
+    def digest(self) -> str:
+        """Return which request it is: another exchange of the same words has the same digest."""
+        words = [word for args in self.wire() for word in (b"%d" % len(args), *args)]
+        text = b"".join(b"%d:%b" % (len(word), word) for word in words)
+        return hashlib.sha256(text).hexdigest()[:16]
 
     def wire(self, requests: Sequence[list[bytes]] | None = None) -> list[list[bytes]]:
         """What is sent; the last reply is the exchange's. `requests` stand in for its own."""

@@ -16,6 +16,7 @@ from exodus.net.leg import Leg, Reply
 from exodus.plan.bounds import COMPARE_EXPIRY_MS
 from exodus.shadow.causes import Cause, KeyEvidence, cause_of_refusal, cause_of_state, near
 from exodus.shadow.copies import SampledCopies, print_of, print_of_state
+from exodus.shadow.divergences import shown_error
 from exodus.shadow.rules import Rules, error_code
 from exodus.verify.comparison import Comparison, Divergence, open_comparison
 from exodus.verify.reconcile import compare_now
@@ -77,7 +78,8 @@ class Investigation:
         if error_code(there) is not None and error_code(here) is None:
             refusal = cause_of_refusal(str(there))
             if refusal is not Cause.UNKNOWN:
-                return KeyFinding(refusal, str(there)[:200])
+                masked = self._engine.plan.compare_masked
+                return KeyFinding(refusal, shown_error(str(there), masked=masked))
         differ = await self.differences(keys)
         if not differ:
             if near(here, there):

@@ -5,16 +5,17 @@ the writes before them.
 from __future__ import annotations
 
 from collections import deque
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 from exodus.control.changes import Key
 from exodus.control.store import ControlStore
 from exodus.copy.key import Failure
 from exodus.net.leg import Reply
-from exodus.plan.bounds import COMPARE_KEYS_MAX, COMPARE_WRITES_KEPT
+from exodus.plan.bounds import COMPARE_KEYS_MAX, COMPARE_WRITES_KEPT, DIVERGENCE_REQUESTS_MAX
 from exodus.shadow import divergences
-from exodus.shadow.causes import cause_of_refusal
-from exodus.shadow.divergences import COPYING, REFUSED, STATE, DivergenceState, shown
+from exodus.shadow.causes import Cause, cause_of_refusal
+from exodus.shadow.divergences import COPYING, REFUSED, REQUESTS, STATE, DivergenceState, shown
 from exodus.shadow.exchange import Exchange
 from exodus.shadow.investigation import Baseline, Investigation, KeyFinding
 from exodus.verify.comparison import Divergence
@@ -40,6 +41,15 @@ class Writes:
         return [line for key in keys for line in self._by_key.get(key, ())]
 
 
+@dataclass
+class OpenRow:
+    """What is known of an open row."""
+
+    kind: str
+    cause: str
+    requests: set[str] = field(default_factory=set)  # digests of those that differ
+
+
 class Reporter:
     """Writes rows for one engine's connections."""
 
@@ -58,24 +68,50 @@ class Reporter:
         self._masked = masked
         self.writes = writes
         self.lost = 0  # rows that the ledger had no room for
-        self._open: dict[bytes, str] = {}  # field of an open row -> its kind
+        self._open: dict[bytes, OpenRow] = {}  # field of the row -> what is known of it
 
     async def begin(self) -> None:
         """Learn which rows are open."""
-        self._open = await divergences.open_kinds(self._store)
+        self._open = {
+            name: OpenRow(row["kind"], row["cause"], set(row.get(REQUESTS, [])))
+            for name, row in (await divergences.open_rows(self._store)).items()
+        }
 
-    async def equal(self, keys: list[Key], command: str) -> None:
-        """Heal an open row of what was seen to be equal now."""
+    async def equal(self, keys: list[Key], exchange: Exchange) -> None:
+        """Heal an open row, if no other request of it differs than the one that is equal now."""
         if not self._open:
             return
-        field = divergences.row_id(keys[0], command)
-        if self._open.pop(field, None) is not None:
-            await divergences.heal(self._store, keys[0], command)
+        command = _command(exchange)
+        name = divergences.row_id(keys[0], command)
+        row = self._open.get(name)
+        if row is None:
+            return
+        if row.requests:
+            if exchange.digest not in row.requests:
+                return
+            left = await divergences.equal_now(self._store, keys[0], command, exchange.digest)
+            row.requests = set(left)
+            if left:
+                return
+        del self._open[name]
+        await divergences.heal(self._store, keys[0], command)
 
-    async def accepted(self, keys: list[Key], command: str) -> None:
-        """Heal an open row of what the target refused, and takes now."""
-        if self._open.get(divergences.row_id(keys[0], command)) == REFUSED:
-            await self.equal(keys, command)
+    async def state_is_equal(self, key: Key) -> None:
+        """Heal an open row of a state that was seen to be equal now."""
+        if self._open.pop(divergences.row_id(key, STATE), None) is not None:
+            await divergences.heal(self._store, key, STATE)
+
+    async def accepted(self, keys: list[Key], exchange: Exchange) -> None:
+        """Heal an open row of what the target refused, and takes now.
+
+        A right is of the command. An option that the target lacks is of the request.
+        """
+        row = self._open.get(divergences.row_id(keys[0], _command(exchange)))
+        if row is None or row.kind != REFUSED:
+            return
+        if row.cause != Cause.VERSION:
+            row.requests = set()
+        await self.equal(keys, exchange)
 
     async def pending(self, exchange: Exchange, keys: list[Key], detail: str) -> None:
         """Keep a difference that is not judged to the end."""
@@ -113,6 +149,7 @@ class Reporter:
             kind="replies differ",
             cause=found.cause,
             detail=f"{found.detail}; rule: {rule}" if found.detail else f"rule: {rule}",
+            request=exchange.digest,
             values={
                 "request": shown([list(args) for args in exchange.requests], masked=self._masked),
                 "authority_value": shown(here, masked=self._masked),
@@ -127,7 +164,8 @@ class Reporter:
             _command(exchange),
             kind=REFUSED,
             cause=cause_of_refusal(said),
-            detail=said[:200],
+            detail=divergences.shown_error(said, masked=self._masked),
+            request=exchange.digest,
         )
 
     async def state_differs(self, found: Divergence) -> None:
@@ -148,7 +186,7 @@ class Reporter:
             COPYING,
             kind="cannot be carried",
             cause=cause_of_refusal(failure.reason),
-            detail=failure.reason,
+            detail=divergences.shown_error(failure.reason, masked=False),
         )
 
     async def _note(
@@ -161,6 +199,7 @@ class Reporter:
         detail: str,
         state: DivergenceState = DivergenceState.CONFIRMED,
         values: dict[str, str] | None = None,
+        request: str = "",
     ) -> None:
         kept = await divergences.note(
             self._store,
@@ -170,13 +209,18 @@ class Reporter:
             cause=cause,
             state=state,
             values=values,
+            request=request,
             detail=detail,
             keys=len(keys),
             writes=self.writes.of(keys)[-COMPARE_WRITES_KEPT:],
         )
         self.lost += not kept
         if state is DivergenceState.CONFIRMED:
-            self._open[divergences.row_id(keys[0], command)] = kind
+            name = divergences.row_id(keys[0], command)
+            row = self._open.setdefault(name, OpenRow(kind, cause))
+            row.kind, row.cause = kind, cause
+            if request and len(row.requests) <= DIVERGENCE_REQUESTS_MAX:
+                row.requests.add(request)
 
 
 def _command(exchange: Exchange) -> str:

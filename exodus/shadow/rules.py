@@ -75,14 +75,15 @@ _SORTED = _rule("(sorted)", ReplyRule.MEMBERS, relative=1e-11)
 class Rules:
     """The rules of one migration."""
 
-    def __init__(self, own: Iterable[CompareRule] = ()) -> None:
-        """Take the migration's own rules.
+    def __init__(self, own: Iterable[CompareRule] = (), *, masked: bool = False) -> None:
+        """Take the migration's own rules. With `masked` no value is in what `told` returns.
 
         Raises:
             OperatorError: one names a function that no package brings.
         """
         self._rules: dict[bytes, list[tuple[CompareRule, Callable[[bytes], object] | None]]] = {}
         self._functions: dict[str, Function] = {}
+        self._masked = masked
         self._raised: dict[str, str] = {}  # function → what it raised last
         for rule in (*own, *DEFAULTS):
             fits = None if rule.pattern is None else glob(rule.pattern.encode()).fullmatch
@@ -135,7 +136,9 @@ class Rules:
         try:
             return bool(self._functions[name](args, authority, follower))
         except Exception as exc:  # noqa: BLE001 - it is not ours: it may raise anything
-            self._raised[name] = f"{type(exc).__name__}: {exc}"
+            # The text may hold what it was given.
+            said = "" if self._masked else f": {exc}"
+            self._raised[name] = type(exc).__name__ + said
             return False
 
 

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from exodus.control.changes import Key
 from exodus.plan.bounds import COMPARE_STATES_PER_S_MAX, SWEEP_EVERY_S
 from exodus.shadow.copies import SampledCopies
-from exodus.shadow.divergences import STATE
 from exodus.shadow.investigation import Investigation
 from exodus.shadow.lives import Lives
 from exodus.shadow.reports import Reporter
@@ -90,7 +89,7 @@ class Sweep:
                 self._suspects[key] = Suspect(self._now() + self._looks_s[0], versions[key])
             else:
                 self._copies.state.judge([key])
-                await self._reporter.equal([key], STATE)
+                await self._reporter.state_is_equal(key)
         await self._copies.learn(key for key in keys if key not in differ)
 
     async def _look(self, key: Key, suspect: Suspect) -> None:

@@ -354,7 +354,7 @@ class Judge:
     async def _equal(self, exchange: Exchange, keys: list[Key], row: Counter[str]) -> None:
         row["equal"] += 1
         self._copies.state.judge(keys)
-        await self._reporter.equal(keys, exchange.command.decode("ascii", "replace"))
+        await self._reporter.equal(keys, exchange)
 
     def _runs_on(self, exchange: Exchange) -> bool:
         """Whether the reply is another one later although nothing is written."""
@@ -395,7 +395,7 @@ class Judge:
         row["compared"] += 1
         if codes == codes_there:
             row["equal"] += 1
-            await self._reporter.accepted(keys, exchange.command.decode("ascii", "replace"))
+            await self._reporter.accepted(keys, exchange)
             return True
         said = next((str(each) for each in _elements(there) if error_code(each) is not None), "")
         cluster = self._engine.follower.cluster is not None

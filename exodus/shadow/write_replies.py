@@ -160,7 +160,7 @@ class WriteReplies:
         for write in step.writes:
             row = self._tally.row(write.exchange.command)
             row["by_reply"] += 1
-            await self._reporter.equal(step.keys, _name(write.exchange))
+            await self._reporter.equal(step.keys, write.exchange)
         self._copies.state.judge(step.keys)
         return ""
 
