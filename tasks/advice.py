@@ -134,12 +134,12 @@ def _changes(size: Json, capacity: list[Json]) -> Json:
     may = [
         f"the data grows to {room / wanted:.1f} times its size"
         if room > wanted
-        else "the data grows, since maxmemory of the target has no more room"
+        else "the data grows at all: maxmemory of the target has no more room"
         if room
-        else "the data grows beyond the machine, since maxmemory of the target is not set",
+        else "the data grows beyond the machine: maxmemory of the target is not set",
         f"requests come at more than {max(held):g} times the observed rate"
         if held
-        else "load is tried on the target: it was not",
+        else "the target turns out to be slow: the load was not tried there",
         f"the source has more than {round(size['target_maxclients'] / TASKS_SIZING_HEADROOM):,} "
         "connections",
         "applications send a command, a script or an option that was not observed",
