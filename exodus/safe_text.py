@@ -157,7 +157,7 @@ def mask_logs() -> None:
             ValueError,
         ):  # its text and its arguments do not fit; that is no reason to fail whoever logs
             said = f"{record.msg} {record.args}"
-        # As below: whoever formats it, no line of it begins as another record would.
+        # Other formatters may print it: no line of it may look like a new record.
         record.msg, record.args = _below(lines(said)), ()
         if record.exc_info and record.exc_info[0] is not None:
             # What formatters use in place of their own

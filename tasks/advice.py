@@ -15,6 +15,7 @@ from exodus.topology.providers import recognise, risks
 from tasks.checks import Level, check, open_findings
 from tasks.context import Json, Opened, opens_migration
 from tasks.kept import kept_task
+from tasks.sizing import wanted_room
 
 # Checks that are red where a write may pass no gateway.
 _UNSEEN = frozenset({"every client uses a gateway", "eviction on the source"})
@@ -104,9 +105,7 @@ def recommend(
         {
             "topic": "size",
             "finding": size["arithmetic"],
-            "advice": f"maxmemory of the target: "
-            f"{size['wanted_bytes'] + size['target_own_bytes'] + size['buffer_bytes']:,} "
-            "bytes or more",
+            "advice": f"maxmemory of the target: {wanted_room(size):,} bytes or more",
         },
         _topology(plan, size, reds),
         _impact(plan, size),
@@ -124,8 +123,7 @@ def recommend(
 
 def _changes(size: Json, capacity: list[Json]) -> Json:
     """Return how far the workload may grow before this advice is another."""
-    room = size["target_maxmemory"]
-    wanted = size["wanted_bytes"] + size["target_own_bytes"] + size["buffer_bytes"]
+    room, wanted = size["target_maxmemory"], wanted_room(size)
     held = [
         row["speed"]
         for row in capacity

@@ -6,7 +6,7 @@ Nothing here must hold yet. What does not is accepted by name, or mended before 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 from exodus.acceptance import delivery, load, logins
 from exodus.acceptance.rows import FAILURES, Checked, broken
@@ -45,24 +45,28 @@ async def measure_capacity(it: Opened) -> Json:
 @opens_migration
 async def check_rights(it: Opened) -> list[Json]:
     """Ask the target whether each user may do there what it was observed to do."""
-    if it.plan.test_checks.logins is CheckLevel.OFF:
-        return []
-    try:
-        return _early(await logins.check_rights(it.plan, it.store))
-    except FAILURES as exc:
-        return _early([broken("rights of users", exc)])
+    level = it.plan.test_checks.logins
+    return await _tried("rights of users", level, lambda: logins.check_rights(it.plan, it.store))
 
 
 @kept_task("Load the function libraries on the target")
 @opens_migration
 async def try_libraries(it: Opened) -> list[Json]:
     """Load each function library of the source on the target, and remove it at once."""
-    if it.plan.test_checks.delivery is CheckLevel.OFF:
+    level = it.plan.test_checks.delivery
+    return await _tried("function libraries", level, lambda: delivery.check_libraries(it.plan))
+
+
+async def _tried(
+    what: str, level: CheckLevel, look: Callable[[], Awaitable[list[Checked]]]
+) -> list[Json]:
+    """Return the rows of one of Test's checks, unless it is off."""
+    if level is CheckLevel.OFF:
         return []
     try:
-        return _early(await delivery.check_libraries(it.plan))
+        return _early(await look())
     except FAILURES as exc:
-        return _early([broken("function libraries", exc)])
+        return _early([broken(what, exc)])
 
 
 def _early(found: Sequence[Checked]) -> list[Json]:

@@ -35,7 +35,7 @@ class Judged:
 SAYS = {
     "checks": "each required check was done and holds",
     "gate": "each check of Test was done and has a level",
-    "advice": "each other check was done; the decision accepts those that should hold and do not",
+    "advice": "each other check was done; the decision accepts open findings by name",
     "observed": "Pre-test saw requests, and knows how often each kind came",
     "keyspace": "each estimate of the keys comes from sampled keys and is within its interval",
     "rates": "the rate is known for each period, and no percentile is below a lower one",

@@ -123,14 +123,14 @@ def _room_to_save(size: Json, wanted: int) -> Json:
     """Return the check of the machine's memory: a save in the background copies each page that is
     written meanwhile, beside maxmemory.
     """
-    machine, nodes, data = size["target_machine_bytes"], size["target_nodes"], wanted
+    machine, nodes = size["target_machine_bytes"], size["target_nodes"]
     if size["copied_bytes"]:
         copied = size["copied_bytes"]
         said = "as the last saves of the source did"
     else:
-        copied = round(data * TASKS_SIZING_COPIED)
+        copied = round(wanted * TASKS_SIZING_COPIED)
         said = f"{TASKS_SIZING_COPIED:.0%} of the data; the source has saved nothing yet"
-    needed = (data + copied) // nodes
+    needed = (wanted + copied) // nodes
     return check(
         "the target's machine has memory for a background save",
         not machine or machine >= needed,
@@ -143,10 +143,15 @@ def _room_to_save(size: Json, wanted: int) -> Json:
     )
 
 
+def wanted_room(size: Json) -> int:
+    """Return the bytes that `maxmemory` of the target should allow."""
+    wanted: int = size["wanted_bytes"] + size["target_own_bytes"] + size["buffer_bytes"]
+    return wanted
+
+
 def judge_size(size: Json) -> list[Json]:
     """Return the checks of the target's size, with the arithmetic."""
-    room, wanted = size["target_maxmemory"], size["wanted_bytes"]
-    wanted += size["target_own_bytes"] + size["buffer_bytes"]
+    room, wanted = size["target_maxmemory"], wanted_room(size)
     clients, clients_max = size["source_clients"], size["target_maxclients"]
     day = size["growth_bytes_a_day"]
     full_in = (room - wanted) / day if room and day and day > 0 else None

@@ -236,7 +236,7 @@ def _node_metrics(gateway: Gateway) -> Iterable[Sample]:
         )
     yield (
         "exodus_gateway_cluster_clients_left_out_total",
-        "clients that asked for the nodes of a cluster, beyond those that are kept",
+        "cluster clients that were not noted, since the list was full",
         {},
         nodes.clients.left_out,
     )

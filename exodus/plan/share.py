@@ -2,7 +2,7 @@
 verification. No I/O.
 
 A gateway asks it for every request while keys are sampled. zlib's `crc32` takes more time for its
-call than for a key's bytes, so the compiled form computes the same checksum by itself, four bytes a
+call than for a key's bytes. So the compiled form computes the same checksum itself, four bytes a
 step ("slicing by four", Kounavis and Berry 2005).
 """
 

@@ -29,7 +29,7 @@ from exodus.shadow.causes import REMEDIES, Cause
 Json = dict[str, Any]
 STATE = "state"  # in place of a command: the key's state was compared
 COPYING = "(copy)"  # likewise: the key failed to copy
-REQUESTS = "requests"  # the field of a row with the digests of its requests that differ
+REQUESTS = "requests"  # a row's field: digests of its different requests
 MORE = "more"  # in place of those beyond DIVERGENCE_REQUESTS_MAX
 REFUSED = "the target refuses it"  # the kind of a row whose request only the target refused
 
@@ -209,7 +209,7 @@ async def open_rows(store: ControlStore) -> dict[bytes, Json]:
 
 
 async def equal_now(store: ControlStore, key: Key, command: str, request: str) -> list[str]:
-    """Note that a request of an open row is equal now; return the digests of those that are not."""
+    """Note that a request of an open row is equal now; return the digests of its other requests."""
     raw = await answered(store.client.hget(store.keys.divergence, row_id(key, command)))
     known: list[str] = [] if raw is None else orjson.loads(raw).get(REQUESTS, [])
     left = [each for each in known if each != request]

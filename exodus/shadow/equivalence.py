@@ -51,8 +51,8 @@ def _at_most(differ: int, keys: int, share: float) -> float:
 
 
 def bound_text(differ: int, keys: int, *, healed: int = 0) -> str:
-    """Return the bound in one line. `healed` of the keys that differ are equal by now: those that
-    were not sampled are not.
+    """Return the bound in one line. `healed` keys differed, and are equal now. A repair says
+    nothing of keys outside of the sample, so they still count.
     """
     if not keys:
         return "no key was judged: nothing is known of the others"

@@ -47,7 +47,7 @@ class OpenRow:
 
     kind: str
     cause: str
-    requests: set[str] = field(default_factory=set)  # digests of those that differ
+    requests: set[str] = field(default_factory=set)  # digests of its different requests
 
 
 class Reporter:

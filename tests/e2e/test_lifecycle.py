@@ -8,8 +8,6 @@ import asyncio
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,10 +28,9 @@ from exodus.errors import DecisionRefused, OperatorError
 from exodus.plan.migration_file import MigrationFile
 from exodus.plan.vocabulary import Phase
 from exodus.stack.home import Home
-from exodus.stack.prefect import project_root
 from exodus.stack.up import StackOptions, down, up
 from tests.support.operator import Operator
-from tests.support.shop import shopping
+from tests.support.shop import checked, shopping
 from tests.support.wait import wait_until
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
@@ -278,25 +275,8 @@ def test_a_whole_migration(operator: Operator, application: Path) -> None:
     assert told["app_errors"] == 0, told["errors"]
     assert told["acknowledged_writes"] > 5_000
     url = f"redis://127.0.0.1:{file.plan.source.port}"
-    checked = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "examples.shop",
-            "check",
-            "--model",
-            told["model"],
-            "--url",
-            url,
-            "--json",
-        ],
-        cwd=project_root(),
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert checked.returncode == 0, checked.stdout
+    found = checked(told["model"], url)
+    assert found.returncode == 0, found.stdout
     plain = operator.exodus("reject", "--why", "because it is tested")
     assert (plain.returncode, "reject would mean abandon here" in plain.stderr) == (1, True), (
         plain.stderr

@@ -31,6 +31,7 @@ from tests.support.full import FULL
 from tests.support.history import Historian
 from tests.support.libraries import LIBRARIES
 from tests.support.servers import DatabaseServer
+from tests.support.shop import checked as shop_checked
 from tests.support.wait import until
 
 pytestmark = [pytest.mark.fault, pytest.mark.timeout(1800 if FULL else 300)]
@@ -100,27 +101,8 @@ class OwnProcess:
         await asyncio.to_thread(self.process.wait, 90)
         told = json.loads((self._folder / "told.json").read_text())
         assert told["app_errors"] == 0, told["errors"]
-        command = [
-            sys.executable,
-            "-m",
-            "examples.shop",
-            "check",
-            "--model",
-            told["model"],
-            "--url",
-            f"{box.url}/1",
-            "--json",
-        ]
-        checked = await asyncio.to_thread(
-            subprocess.run,
-            command,
-            cwd=project_root(),
-            capture_output=True,
-            text=True,
-            timeout=120,
-            check=False,
-        )
-        assert checked.returncode == 0, checked.stdout
+        found = await asyncio.to_thread(shop_checked, told["model"], f"{box.url}/1")
+        assert found.returncode == 0, found.stdout
         return float(told["acknowledged_writes"]) / seconds
 
     def kill(self) -> None:

@@ -6,18 +6,15 @@ from __future__ import annotations
 
 import asyncio
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from exodus.plan.vocabulary import Side
-from exodus.stack.prefect import project_root
 from tasks import clients
 from tasks.context import Opened
 from tests.support.local_migration import LocalMigration
-from tests.support.shop import shopping
+from tests.support.shop import checked, shopping
 from tests.support.wait import until
 
 pytestmark = pytest.mark.fault
@@ -66,14 +63,5 @@ async def test_the_application_moves_to_the_gateway_while_it_works(
         await asyncio.to_thread(running.__exit__, None, None, None)
     told = json.loads((folder / "app.json").read_text())
     assert told["app_errors"] == told["unknown_writes"] == told["lost_connections"] == 0, told
-    arguments = ["check", "--model", told["model"], "--url", source, "--json"]
-    checked = await asyncio.to_thread(
-        subprocess.run,
-        [sys.executable, "-m", "examples.shop", *arguments],
-        cwd=project_root(),
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    assert checked.returncode == 0, checked.stdout
+    found = await asyncio.to_thread(checked, told["model"], source)
+    assert found.returncode == 0, found.stdout

@@ -16,6 +16,19 @@ SECONDS_MAX = 540  # after which it ends, whatever became of the test
 _PRELOADED_S = 60
 
 
+def checked(model: str, url: str) -> subprocess.CompletedProcess[str]:
+    """Let the shop hold what it wrote against the server that has its keys now."""
+    arguments = ["check", "--model", model, "--url", url, "--json"]
+    return subprocess.run(
+        [sys.executable, "-m", "examples.shop", *arguments],
+        cwd=project_root(),
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
 @contextmanager
 def shopping(folder: Path, place: Listen | Path, *, keys: int, writes: int) -> Iterator[Path]:
     """Run a shop, with so many keys and writes a second, through a gateway, or at the address that
