@@ -41,7 +41,7 @@ def _salt(at_least: int) -> int:
     return next(
         salt
         for salt in itertools.count(at_least)
-        if sum(map(KeySample(_SHARE, salt).test(), keys)) == int(_KEYS * _SHARE)
+        if sum(KeySample(_SHARE, salt).test()(0, key) for key in keys) == int(_KEYS * _SHARE)
     )
 
 

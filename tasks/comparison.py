@@ -251,7 +251,7 @@ async def _convergence(it: Opened) -> Json:
     """
     # Of a key that a sampled request only names too, the journal did not tell.
     sampled = (await read_route(it.store)).sample.test()
-    keys = [key for key in await _listed(it, it.store.keys.seeded) if sampled(key[1])]
+    keys = [key for key in await _listed(it, it.store.keys.seeded) if sampled(*key)]
     engine = await open_engine(it.store, it.plan)
     slack_ms = expiry_slack_ms(engine)
     async with await engine.authority_leg(name="exodus-compare") as leg:

@@ -464,7 +464,7 @@ def _show(status: Json, api: PrefectApi | None) -> None:
     for pace in status["pace"]:
         spent = (
             f"probe p99 {pace['probe_ms_p99']} ms (before: {pace['probe_ms_baseline']} "
-            f"ms), {pace['authority_cpu_share'] * 100:.0f} % of a core"
+            f"ms), {pace['server_cpu_share'] * 100:.0f} % of a core"
         )
         if pace["applications_cpu_share"] is not None:
             spent += f" ({pace['applications_cpu_share'] * 100:.0f} % without Exodus)"

@@ -1,7 +1,8 @@
-"""The impact budget: how much load Exodus may add to the authority. It is measured all the time and
-kept by slowing down.
+"""The impact budget: how much load Exodus may add to a server. It is measured all the time and kept
+by slowing down.
 
-Bulk readers (backfill, verification) ask for a turn before each batch. A PING every
+Bulk readers (backfill, verification) ask for a turn before each batch, and Compare before each
+request that it tries. Compare keeps the budget on both sides. A PING every
 IMPACT_PROBE_EVERY_S shows what other clients feel. INFO shows the CPU share of the server. Over the
 budget the pause before a turn doubles, under it the pause shrinks. Several processes settle without
 talking to each other, since all see the same server. The control store shows each process's use and
@@ -67,11 +68,12 @@ class PaceReport(BaseModel):
 
     at_ms: int
     what: str
+    server: str = ""  # side and address of what was measured
     pause_ms: float
     why: str
     probe_ms_p99: float
     probe_ms_baseline: float
-    authority_cpu_share: float  # of one core, all of it
+    server_cpu_share: float  # of one core, all of it
     applications_cpu_share: float | None = None  # of it without Exodus; None: it was not measured
     replica_behind_bytes: int = 0  # of the follower's own replicas, the one that is furthest behind
 
@@ -131,17 +133,18 @@ class Pace:
     def __init__(
         self,
         store: ControlStore,
-        authority: Endpoint | Node,
+        node: Node,
         budget: Budget,
         *,
         what: str,
         follower: Endpoint | None = None,
     ) -> None:
-        """Keep the budget on a side, or on one node of it. With a `follower`, its replicas have to
-        keep up with the writes.
+        """Keep the budget on one node. With a `follower`, its replicas have to keep up with the
+        writes.
         """
         self._store = store
-        self._authority = authority
+        self._node = node
+        self._server = f"{node.side} {node.where}"
         self._budget = budget
         self._what = what
         self._governor = Governor(0.0)
@@ -173,15 +176,15 @@ class Pace:
         return self._applications
 
     async def __aenter__(self) -> Self:
-        leg = self._leg = await self._authority.connect(name="exodus-pace")
+        leg = self._leg = await self._node.connect(name="exodus-pace")
         try:
             for _ in range(IMPACT_BASELINE_PROBES):
                 self._probes.append(await _probe(leg))
+            self._governor = Governor(self._p99())
+            await self._begin(leg)
         except BaseException:
             await leg.close()
             raise
-        self._governor = Governor(self._p99())
-        await self._begin(leg)
         self._task = asyncio.create_task(self._watch(leg))
         return self
 
@@ -191,6 +194,8 @@ class Pace:
         exc: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        if self._leg is not None:
+            self._leg.end()  # before anything is waited for: a cancellation meanwhile leaves none
         try:
             await end_all([self._task])
         finally:
@@ -235,7 +240,8 @@ class Pace:
             return
         for other in await read_paces(self._store):
             if (
-                other.applications_cpu_share is not None
+                other.server == self._server
+                and other.applications_cpu_share is not None
                 and store_ms - other.at_ms < IMPACT_FRESH_MS
             ):
                 # It is at work, and would be measured with them
@@ -269,11 +275,12 @@ class Pace:
         report = PaceReport(
             at_ms=await self._store.now_ms(),
             what=self._what,
+            server=self._server,
             pause_ms=round(self._governor.pause_s * 1000, 2),
             why=self.why,
             probe_ms_p99=round(self._p99(), 3),
             probe_ms_baseline=round(self._governor.baseline_ms, 3),
-            authority_cpu_share=round(self._cpu_share, 3),
+            server_cpu_share=round(self._cpu_share, 3),
             replica_behind_bytes=behind,
             applications_cpu_share=None
             if self._applications is None
@@ -314,16 +321,14 @@ class Pace:
 class Paces:
     """A pace for each node of a side. The slowest node rules: a batch may ask several of them."""
 
-    def __init__(
-        self, store: ControlStore, authority: Endpoint, budget: Budget, *, what: str
-    ) -> None:
-        self._store, self._authority = store, authority
+    def __init__(self, store: ControlStore, side: Endpoint, budget: Budget, *, what: str) -> None:
+        self._store, self._side = store, side
         self._budget, self._what = budget, what
         self._paces: list[Pace] = []
         self._opened = contextlib.AsyncExitStack()
 
     async def __aenter__(self) -> Self:
-        nodes = await self._authority.each_node()
+        nodes = await self._side.each_node()
         async with contextlib.AsyncExitStack() as opened:
             for node in nodes:
                 what = self._what if len(nodes) == 1 else f"{self._what} {node.name}"

@@ -1,6 +1,6 @@
 # Types for the compiled form of orders.py; nothing here changes what it does.
 from exodus.commands.table cimport CommandTable
-from exodus.plan.share cimport in_share
+from exodus.plan.share cimport in_share, salt_of
 from exodus.telemetry.counters cimport Telemetry
 
 cdef class Orders:
@@ -11,5 +11,5 @@ cdef class Orders:
     cdef public bint hold, picks, login_needed, scripts_unseen, shadow_scripts
     cdef public bint silence_covers_pushes
 
-    cpdef bint sampled(self, bytes key)
+    cpdef bint sampled(self, Py_ssize_t db, bytes key)
     cpdef leave_out(self, bytes command, str why)

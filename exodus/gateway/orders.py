@@ -8,7 +8,7 @@ from exodus.commands.table import CommandTable
 from exodus.gateway.canary_reads import Canary
 from exodus.gateway.scripts import Scripts
 from exodus.plan.sample import NameTest
-from exodus.plan.share import in_share
+from exodus.plan.share import in_share, salt_of
 from exodus.plan.vocabulary import JournalMode, Side
 from exodus.telemetry.counters import Telemetry
 
@@ -78,12 +78,12 @@ class Orders:
         )
         self.picks = bool(shadow_below or canary_below)
 
-    def sampled(self, key: bytes) -> bool:
-        """Tell whether a key is sampled.
+    def sampled(self, db: int, key: bytes) -> bool:
+        """Tell whether a key of a database is sampled.
 
         By hash and name: every gateway agrees, and a key's requests are sampled all or none.
         """
-        return in_share(key, self.shadow_below, self.shadow_salt) and (
+        return in_share(key, self.shadow_below, salt_of(self.shadow_salt, db)) and (
             self.shadow_names is None or self.shadow_names(key)
         )
 

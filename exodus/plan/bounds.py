@@ -44,7 +44,7 @@ TURNS_S = 0.001  # All clients that need several turns share this much of a pass
 
 # The journal, the spool, and the intent log.
 JOURNAL_WINDOW_S = 0.01  # Keys written within it are one journal entry.
-SAMPLE_WINDOW_S = 0.04  # The same while only sampled keys are journalled.
+SAMPLE_WINDOW_S = 0.1  # The same while only sampled keys are journalled: no syncer waits for them.
 JOURNAL_BATCH_KEYS = 4_000
 JOURNAL_RETAIN_MS = 15 * 60 * 1000  # A backfill chunk may look back this far.
 SPOOL_BYTES_MAX = 256 * 1024 * 1024  # Journal on disk while the control store is away.

@@ -9,9 +9,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from exodus.plan.scope import glob
-from exodus.plan.share import in_share, share_bound
+from exodus.plan.share import in_share, salt_of, share_bound
 
 NameTest = Callable[[bytes], bool]
+KeyTest = Callable[[int, bytes], bool]  # of a database and a name
 
 
 def name_test(include: Sequence[str], exclude: Sequence[str]) -> NameTest | None:
@@ -43,11 +44,11 @@ class KeySample:
         """Return the bound of the hashes that are sampled."""
         return share_bound(self.rate)
 
-    def test(self) -> NameTest:
+    def test(self) -> KeyTest:
         """Return what tells whether a key is sampled."""
         below, salt, passes = self.below, self.salt, name_test(self.include, self.exclude)
 
-        def sampled(key: bytes) -> bool:
-            return in_share(key, below, salt) and (passes is None or passes(key))
+        def sampled(db: int, name: bytes) -> bool:
+            return in_share(name, below, salt_of(salt, db)) and (passes is None or passes(name))
 
         return sampled

@@ -119,7 +119,7 @@ class Login(BaseModel):
 
 
 class Budget(BaseModel):
-    """The load that backfill and verification may cause. Null: no limit."""
+    """The load that backfill, verification and Compare may cause. Null: no limit."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 

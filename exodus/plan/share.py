@@ -13,6 +13,7 @@ from zlib import crc32
 
 _AS_SOURCE = __file__.endswith(".py")
 _ALL = 0xFFFFFFFF  # a name, which the compiled form reads as a number of C
+_SPREAD = 0x9E3779B1  # 2**32 by the golden ratio: neighbouring numbers come far apart
 _POLYNOMIAL = 0xEDB88320  # of CRC-32, reversed, as zlib has it
 
 
@@ -35,6 +36,13 @@ def _table() -> array[int]:
 
 
 _TABLE = _table()
+
+
+def salt_of(salt: int, db: int) -> int:
+    """Return the salt for one database: the same name in another one is another key. Database 0
+    has the salt itself.
+    """
+    return (salt ^ db * _SPREAD) & _ALL
 
 
 def share_bound(share: float) -> int:

@@ -56,6 +56,7 @@ from exodus.shadow.copies import CopiesState, SampledCopies
 from exodus.shadow.exchange import Exchange
 from exodus.shadow.investigation import Baseline, Investigation
 from exodus.shadow.lives import Lives
+from exodus.shadow.pace import BothPaces, both_paces
 from exodus.shadow.reports import Reporter, Writes
 from exodus.shadow.requests import Requests
 from exodus.shadow.resume import work_of
@@ -116,6 +117,7 @@ class Comparer(RouteProcess):
         self._lost_before = 0  # rows that the ledger had no room for, over earlier connections
         self._writes = Writes()
         self._reporter: Reporter | None = None
+        self._pace = BothPaces()
         self._states_compared = 0
         self._step_began: float | None = None  # by the event loop's clock
         self._behind = 0
@@ -145,9 +147,10 @@ class Comparer(RouteProcess):
         self._beat_now.set()
 
     async def _stop_work(self) -> None:
+        self._opened = False  # before its end, which may take a while
         await end_all([self._work])
         self._work = self._step_began = None
-        self._opened = False
+        self._pace = BothPaces()
 
     async def _keep_comparing(self, route: Route) -> None:
         while True:
@@ -177,7 +180,7 @@ class Comparer(RouteProcess):
                         self._pending = judge.pending + replies.waiting.total() + sweep.suspects
                         self._states_compared += sweep.taken()
             except (ExodusError, ReplyError, *STORE_ERRORS) as exc:
-                self._step_began = None
+                self._step_began, self._pace = None, BothPaces()
                 if self._judge is not None:
                     self._judge.give_up()
                 self._why = (
@@ -214,6 +217,8 @@ class Comparer(RouteProcess):
         self, engine: Engine, opened: contextlib.AsyncExitStack
     ) -> tuple[SampledCopies, Judge, WriteReplies, Sweep]:
         """Open the connections to both sides."""
+        self._pace = await opened.enter_async_context(both_paces(engine))
+        turn = self._pace.turn
         ours = await opened.enter_async_context(
             await engine.follower.connect(name="exodus-compare")
         )
@@ -223,14 +228,15 @@ class Comparer(RouteProcess):
         )
         copier = await engine.copier(engine.guard(), name="exodus-compare")
         opened.push_async_callback(copier.close)
+        copier.turn = turn
         async with await engine.authority_leg(name="exodus-compare") as asked:
             table = CommandTable.from_replies(await asked.call("COMMAND"))
 
         async def not_copied(failure: Failure) -> None:
             await reporter.not_copied(failure)
 
-        copies = SampledCopies(engine, copier, ours, self._copies, not_copied, self._sample)
-        investigation = Investigation(engine, copies, copier, ours)
+        copies = SampledCopies(engine, copier, ours, self._copies, not_copied, self._sample, turn)
+        investigation = Investigation(engine, copies, copier, ours, turn)
         opened.push_async_callback(investigation.close)
         if self._baseline is None:
             self._baseline = await investigation.baseline()
@@ -256,7 +262,7 @@ class Comparer(RouteProcess):
             await try_no_more(command, self._slow, tries, ours, script=script)
 
         replies = WriteReplies(
-            engine, copies, scratch, requests, self._tally, reporter, lives, too_slow, now
+            engine, copies, scratch, requests, self._tally, reporter, lives, too_slow, now, turn
         )
         judge = Judge(
             engine,
@@ -275,9 +281,10 @@ class Comparer(RouteProcess):
             now,
             self._looks_s,
             await unconfined(self._plan, follower, ours),
+            turn,
         )
         self._judge, self._replies = judge, replies
-        sweep = Sweep(copies, investigation, reporter, lives, now, self._looks_s)
+        sweep = Sweep(copies, investigation, reporter, lives, now, self._looks_s, turn)
         return copies, judge, replies, sweep
 
     async def _kill_left_script(self, route: Route) -> None:
@@ -449,7 +456,11 @@ class Comparer(RouteProcess):
             at_ms=at_ms,
             epoch=self._route.epoch,
             state=ProcessState.COMPARING if self._opened else ProcessState.IDLE,
-            why=self._store_why or self._tasks.why or self._why or self._slow_step,
+            why=self._store_why
+            or self._tasks.why
+            or self._why
+            or self._pace.why
+            or self._slow_step,
             facts=ComparerFacts(
                 behind=self._behind,
                 pending=self._pending,

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 
 from exodus.control import journal
 from exodus.control.changes import Barrier, Changes, Key, id_order, pack, partition_of
+from exodus.copy.impact import Turn
 from exodus.copy.key import BatchReport, Copier, Failure
 from exodus.copy.payload import State
 from exodus.engine import Engine
@@ -88,14 +89,16 @@ class SampledCopies:
         state: CopiesState,
         failed: Callable[[Failure], Awaitable[None]],
         sample: KeySample,
+        turn: Turn,
     ) -> None:
         """`ours` connects to the follower as Exodus; `failed` is told of keys that failed to
-        copy.
+        copy; `turn` is waited for before keys are copied.
         """
         self._engine = engine
         self._copier = copier
         self._ours = ours
         self._failed = failed
+        self._turn = turn
         self._synced: dict[int, bytes] = {}
         self.state = state
         self._sampled = sample.test()
@@ -109,7 +112,7 @@ class SampledCopies:
         The journal says nothing of its writes while only sampled keys are journalled. So it is
         copied again each time such a request is tried, and nothing is concluded from its state.
         """
-        return not self._engine.route.sync and not self._sampled(key[1])
+        return not self._engine.route.sync and not self._sampled(*key)
 
     async def follow(self, sample: KeySample) -> None:
         """Keep only what is still sampled: the journal tells nothing of the rest any more."""
@@ -243,6 +246,7 @@ class SampledCopies:
                 await self._copy(db, names)
 
     async def _copy(self, db: int, names: list[bytes]) -> None:
+        await self._turn()
         engine, state = self._engine, self.state
         keys = [(db, name) for name in names]
         fresh = [key for key in keys if key not in state.keys or key in state.again]

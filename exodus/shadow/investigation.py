@@ -8,6 +8,7 @@ import orjson
 
 from exodus.control import registry
 from exodus.control.changes import Key
+from exodus.copy.impact import Turn
 from exodus.copy.key import BatchReport, Copier
 from exodus.engine import Engine
 from exodus.net.client import answered
@@ -45,11 +46,15 @@ class Baseline:
 class Investigation:
     """Finds causes, over connections of one engine."""
 
-    def __init__(self, engine: Engine, copies: SampledCopies, copier: Copier, ours: Leg) -> None:
+    def __init__(
+        self, engine: Engine, copies: SampledCopies, copier: Copier, ours: Leg, turn: Turn
+    ) -> None:
+        """`turn` is waited for before each piece of a large key."""
         self._engine = engine
         self._copies = copies
         self._copier = copier
         self._ours = ours
+        self._turn = turn
         self._comparison: Comparison | None = None
 
     async def close(self) -> None:
@@ -67,7 +72,7 @@ class Investigation:
         """Compare the keys' states; those that differ."""
         if self._comparison is None:
             self._comparison = await open_comparison(
-                self._engine, slack_ms=expiry_slack_ms(self._engine)
+                self._engine, slack_ms=expiry_slack_ms(self._engine), turn=self._turn
             )
         return await compare_now(self._comparison, keys)
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from exodus.control.changes import Key
+from exodus.copy.impact import Turn
 from exodus.plan.bounds import COMPARE_STATES_PER_S_MAX, SWEEP_EVERY_S
 from exodus.shadow.copies import SampledCopies
 from exodus.shadow.investigation import Investigation
@@ -39,14 +40,18 @@ class Sweep:
         lives: Lives,
         now: Callable[[], float],
         looks_s: Sequence[float],
+        turn: Turn,
     ) -> None:
-        """A state that differs is read again after each pause of `looks_s`."""
+        """A state that differs is read again after each pause of `looks_s`. `turn` is waited for
+        before states are read.
+        """
         self._copies = copies
         self._investigation = investigation
         self._reporter = reporter
         self._lives = lives
         self._now = now
         self._looks_s = looks_s
+        self._turn = turn
         self._round: deque[Key] = deque()
         self._suspects: dict[Key, Suspect] = {}
         self._at = now()
@@ -71,6 +76,7 @@ class Sweep:
         await self._copies.keep_up()
         due = [key for key, suspect in self._suspects.items() if suspect.due <= now]
         for key in due:
+            await self._turn()
             await self._look(key, self._suspects[key])
         await self._next_ones(int(COMPARE_STATES_PER_S_MAX * SWEEP_EVERY_S))
 
@@ -81,6 +87,7 @@ class Sweep:
         keys = [key for key in keys if key not in self._suspects and key in self._copies]
         if not keys:
             return
+        await self._turn()
         versions = {key: self._copies.version(key) for key in keys}
         self._compared += len(keys)
         differ = {(found.db, found.key) for found in await self._investigation.differences(keys)}

@@ -28,6 +28,7 @@ from dataclasses import dataclass, field
 from exodus.commands.key_slots import slot_of
 from exodus.commands.semantics import COMPARED_READS, COMPARED_WRITES, NOT_COMPARABLE
 from exodus.control.changes import Key
+from exodus.copy.impact import Turn
 from exodus.engine import Engine
 from exodus.net.leg import Leg, NoDatabase, Reply
 from exodus.plan.bounds import COMPARE_ASKS_PER_S_MAX, COMPARE_PENDING_MAX
@@ -92,12 +93,13 @@ class Judge:
         now: Callable[[], float],
         looks_s: Sequence[float],
         unconfined: str,
+        turn: Turn,
     ) -> None:
         """`follower` connects as an application's user, `ours` as Exodus. `too_slow` is told of a
         command that took too long, and whether it is a script.
 
         Both sides are asked again after each pause of `looks_s`. `unconfined` says why no script
-        that writes is tried; empty: such scripts are.
+        that writes is tried; empty: such scripts are. `turn` is waited for before each try.
         """
         self._engine = engine
         self._unconfined = unconfined
@@ -115,6 +117,7 @@ class Judge:
         self._lives = lives
         self._too_slow = too_slow
         self._now = now
+        self._turn = turn
         self._pending: list[PendingDifference] = []
         self._waiting: dict[tuple[int, tuple[bytes, ...]], PendingDifference] = {}
         self._numbers = 0
@@ -180,6 +183,7 @@ class Judge:
         if why_not:
             self._tally.left(exchange.command, why_not)
             return False
+        await self._turn()
         await self._copies.copy(key for key in keys if self._copies.joined(key))
         if exchange.write:
             return await self._try_write(exchange, keys, row)
@@ -284,6 +288,7 @@ class Judge:
         if any(key in self._copies.state.filtered for key in keys):
             row["excluded"] += 1  # a rule leaves it out as it is by now
             return
+        await self._turn()
         await self._copies.copy(key for key in keys if self._copies.joined(key))
         try:
             there = await self._ask_follower(exchange, keys)

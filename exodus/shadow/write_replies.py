@@ -17,6 +17,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from exodus.control import registry
+from exodus.copy.impact import Turn
 from exodus.engine import Engine
 from exodus.net.leg import NoDatabase, Reply
 from exodus.plan.bounds import COMPARE_REPLAYS_PER_S_MAX, COMPARE_TOLD_MS, COMPARE_TRIES_MAX
@@ -72,8 +73,11 @@ class WriteReplies:
         lives: Lives,
         too_slow: Callable[[bytes, bool], Awaitable[None]],
         now: Callable[[], float],
+        turn: Turn,
     ) -> None:
-        """`too_slow` is told of a command that took too long, and whether it is a script."""
+        """`too_slow` is told of a command that took too long, and whether it is a script. `turn` is
+        waited for before each try.
+        """
         self._engine = engine
         self._copies = copies
         self._scratch = scratch
@@ -83,6 +87,7 @@ class WriteReplies:
         self._lives = lives
         self._too_slow = too_slow
         self._now = now
+        self._turn = turn
         self._left, self._at = COMPARE_REPLAYS_PER_S_MAX, now()
 
     @property
@@ -128,6 +133,7 @@ class WriteReplies:
                 break
             step = steps[0]  # it stays there while a connection may be lost
             self._left -= len(step.writes)
+            await self._turn()
             histories.tries += 1
             why = LOST if histories.tries > COMPARE_TRIES_MAX else await self._why_not(step)
             histories.tries = 0

@@ -11,6 +11,7 @@ import pytest
 
 from exodus.backfill.slices import copy_slice
 from exodus.control.checkpoint import load_progress
+from exodus.control.registry import heartbeats
 from exodus.copy import impact
 from exodus.copy.impact import Pace, read_paces, set_budget
 from exodus.copy.scan import plan_slices
@@ -18,6 +19,8 @@ from exodus.plan.settings import Budget
 from exodus.plan.vocabulary import Side
 from exodus.stack.servers import ServerKind
 from exodus.topology.endpoint import Endpoint
+from exodus.topology.node import Node
+from tests.support.comparing import comparing, counted
 from tests.support.local_migration import LocalMigration
 from tests.support.wait import until
 
@@ -29,6 +32,10 @@ def _fill(local: LocalMigration, keys: int, value: str) -> None:
     for number in range(keys):
         pipe.set(f"k{number}", value)
     pipe.execute()
+
+
+def _source(local: LocalMigration) -> Node:
+    return Node(Side.SOURCE, local.plan.source)
 
 
 async def test_a_backfill_keeps_its_budget_says_why_it_is_slow_and_hears_of_another(
@@ -83,7 +90,7 @@ async def test_a_share_of_a_core_is_what_exodus_adds_to_the_applications_load(
 
     async with Pace(
         local.store,
-        Endpoint(Side.SOURCE, local.plan.source),
+        _source(local),
         Budget(cpu_share_max=0.3),
         what="test",
     ) as reader:
@@ -98,17 +105,25 @@ async def test_a_share_of_a_core_is_what_exodus_adds_to_the_applications_load(
             )
             async with Pace(
                 local.store,
-                Endpoint(Side.SOURCE, local.plan.source),
+                _source(local),
                 Budget(cpu_share_max=0.3),
                 what="later",
             ) as later:
                 assert later.applications is not None
                 assert later.applications > 0.4, "who begins while another is at work is told by it"
+            async with Pace(
+                local.store,
+                Node(Side.TARGET, local.plan.target),
+                Budget(cpu_share_max=0.3),
+                what="another server",
+            ) as elsewhere:
+                assert elsewhere.applications is not None
+                assert elsewhere.applications < 0.3, "it was told the source's load"
 
             async def free() -> bool:
                 await reader.turn()
                 (report,) = await read_paces(local.store)
-                return report.authority_cpu_share > 0.4 and not report.why
+                return report.server_cpu_share > 0.4 and not report.why
 
             await until(free, within_s=20, otherwise="the applications' load slowed the copy")
         finally:
@@ -138,9 +153,7 @@ async def test_the_probe_tells_what_other_clients_feel(local: LocalMigration) ->
     """Something else blocks the server: bulk readers slow down."""
     source = local.servers[Side.SOURCE].client()
     budget = Budget(probe_ms_added_max=5.0)
-    async with Pace(
-        local.store, Endpoint(Side.SOURCE, local.plan.source), budget, what="test"
-    ) as reader:
+    async with Pace(local.store, _source(local), budget, what="test") as reader:
         await reader.turn()
         assert reader.turns_delayed == 0
 
@@ -218,3 +231,47 @@ async def test_a_replica_of_the_target_that_falls_behind_holds_the_copy(
     finally:
         replica.resume()
     assert (await copying).keys_copied == 60_000
+
+
+async def test_compare_keeps_the_budget_on_both_sides(
+    local: LocalMigration, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(impact, "IMPACT_LOOK_EVERY_S", 0.0)
+    monkeypatch.setattr(impact, "IMPACT_REST_EVERY_MS", 10**9)
+    await set_budget(local.store, Budget(cpu_share_max=0.001))
+    stop = asyncio.Event()
+
+    async def read() -> None:
+        async with local.app() as client:
+            while not stop.is_set():
+                await asyncio.gather(*[client.get(f"k{number}") for number in range(10)])
+                await asyncio.sleep(0.01)
+
+    async def compared_in(seconds: float) -> int:
+        before = (await counted(local, "GET")).get("compared", 0)
+        await asyncio.sleep(seconds)
+        return (await counted(local, "GET")).get("compared", 0) - before
+
+    async def slowed() -> bool:
+        servers = {"authority": local.plan.source.place, "follower": local.plan.target.place}
+        return {
+            report.what.removeprefix("comparing, "): report.server.split()[1]
+            for report in await read_paces(local.store)
+            if report.pause_ms >= 100 and "of a core, 0 % are allowed" in report.why
+        } == servers
+
+    async def fast() -> bool:
+        return await compared_in(2.0) > 200
+
+    async with comparing(local):
+        reading = asyncio.create_task(read())
+        try:
+            await until(slowed, within_s=20, otherwise="one side's load had no bound")
+            (beat,) = await heartbeats(local.store, "comparer")
+            assert beat.why.startswith(("throttled: Exodus adds", "within the budget again"))
+            assert await compared_in(2.0) < 50
+            await set_budget(local.store, Budget())
+            await until(fast, within_s=20, otherwise="without a budget it did not speed up")
+        finally:
+            stop.set()
+            await reading

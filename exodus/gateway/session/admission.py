@@ -173,8 +173,10 @@ class Admission:
             if not keys or keys[0] is SKIPPED:
                 return
             first = keys[0]
-        sampled = orders.shadow_below > 0 and orders.sampled(first)
-        if pending.write and len(pending.keys) == 1 and pending.keys[0] is first:
+        sampled = orders.shadow_below > 0 and orders.sampled(predicted.db, first)
+        # After a SELECT without a reply the database is not known: the write's effect asks again.
+        settled = not predicted.selects_in_flight
+        if settled and pending.write and len(pending.keys) == 1 and pending.keys[0] is first:
             pending.sampled_as = orders.rule if sampled else -orders.rule
         if not sampled and not orders.canary_below:
             return  # by far the most
@@ -221,7 +223,9 @@ class Admission:
         """Pick a transaction for the comparer, if the first key that it names is in the share."""
         parts = self.parts
         orders, first = parts.orders, transaction.first_key
-        if first is None or not orders.shadow_below or not orders.sampled(first):
+        if first is None or not orders.shadow_below:
+            return
+        if not orders.sampled(parts.predicted.db, first):  # one with a SELECT is left out below
             return
         if pending.substitute is not None or transaction.whole or transaction.unreadable:
             orders.leave_out(_TRANSACTION, "it does more than its replies say")

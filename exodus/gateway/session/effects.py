@@ -74,7 +74,7 @@ class Effects:
         if self.intents:
             intents, self.intents = self.intents, []
             if orders.journal is _SAMPLE:
-                intents = [key for key in intents if orders.sampled(key[1])]
+                intents = [key for key in intents if orders.sampled(key[0], key[1])]
             if journals and intents:
                 parts.out.log_intents(intents, None)
         if self.barriers:
@@ -135,10 +135,12 @@ class Effects:
             # Another rule may be in force since the request was admitted.
             if not orders.rule or pending.sampled_as != -orders.rule:
                 for key in pending.keys:
-                    if orders.sampled(key):
+                    if orders.sampled(db, key):
                         marks.append((db, key))  # noqa: PERF401 - likewise
             if pending.elsewhere:
-                marks.extend([entry for entry in pending.elsewhere if orders.sampled(entry[1])])
+                marks.extend(
+                    [entry for entry in pending.elsewhere if orders.sampled(entry[0], entry[1])]
+                )
             return
         for key in pending.keys:
             marks.append((db, key))  # noqa: PERF401 - no closure in the compiled form
@@ -167,7 +169,7 @@ class Effects:
                 for args, each in undescribed:
                     parts.out.learn_command(args, each)
         if orders.journal is _SAMPLE:
-            keys = [key for key in keys if orders.sampled(key[1])]
+            keys = [key for key in keys if orders.sampled(key[0], key[1])]
         marks.extend(keys)
         for barrier in barriers:
             parts.out.journal([], barrier)

@@ -189,6 +189,26 @@ def test_while_a_select_is_unanswered_both_databases_are_noted() -> None:
     assert out.take()[-1] == ("journal", [(0, b"k")], None)
 
 
+@pytest.mark.parametrize("select_fails", [False, True])
+def test_a_key_is_sampled_by_the_database_that_it_is_in(select_fails: bool) -> None:
+    """A SELECT without a reply may fail, and then the write was in the database before it."""
+    found, sampled = orders(journal=JournalMode.SAMPLE), set()
+    found.pick(shadow_below=2**31, shadow_salt=7)
+    answer = b"-ERR DB index is out of range\r\n" if select_fails else OK
+    for number in range(100):
+        out, key = Recorder(), b"k%d" % number
+        session = Session(out, found)
+        session.from_client(encode("SELECT", 3) + encode("SET", key, "v"), 0.0)
+        session.from_server(answer + OK, 0.0)
+        sampled.update(call[1][0] for call in out.take() if call[0] == "journal")
+    db = 0 if select_fails else 3
+    wanted = {(db, b"k%d" % number) for number in range(100) if found.sampled(db, b"k%d" % number)}
+    assert sampled == wanted
+    assert {(3 - db, key) for _, key in wanted} != {
+        (3 - db, b"k%d" % number) for number in range(100) if found.sampled(3 - db, b"k%d" % number)
+    }
+
+
 def test_move_marks_both_databases_and_flush_is_a_barrier() -> None:
     out = Recorder()
     session = Session(out, orders())
