@@ -36,8 +36,8 @@ install: $(STAMP)  ## make .venv with the pinned versions
 demo: $(STAMP)  ## a whole migration under application writes (KEYS WRITES PATH_TAKEN SEED TOPOLOGY KEEP=1 APPROVE=ask)
 	$(BIN)/exodus demo --keys $(KEYS) --writes $(WRITES) --path-taken $(PATH_TAKEN) --seed $(SEED) --approve $(APPROVE) --topology $(TOPOLOGY) $(if $(KEEP),--keep)
 
-test: $(STAMP)  ## every test, and what lint checks; four files at a time (tests/support/schedule.py)
-	$(BIN)/python -m pytest tests -n 4 --dist loadfile --no-loadscope-reorder \
+test: $(STAMP)  ## every test, and what lint checks; five files at a time (tests/support/schedule.py)
+	$(BIN)/python -m pytest tests -n 5 --dist loadfile --no-loadscope-reorder \
 	  || $(BIN)/python -m tests.support.once_more
 
 unit: $(STAMP)  ## the fast tests

@@ -1,8 +1,9 @@
 """Which worker of pytest-xdist runs which file.
 
-A whole migration uses all cores, and tests of faults mostly wait. So at most two workers run whole
-migrations, and the others run files of faults beside them. Without a limit four would run at a
-time, and bounds of the product that suffice in production would end before its processes ran.
+A whole migration uses all cores, and tests of faults mostly wait: their process computes for a
+sixth of the time. So at most two workers run whole migrations, and the others run files of faults
+beside them. Without a limit all of them would run migrations at a time, and bounds of the product
+that suffice in production would end before its processes ran.
 """
 
 from __future__ import annotations
