@@ -33,11 +33,12 @@ from exodus.shadow import divergences
 from exodus.shadow.causes import Cause
 from exodus.shadow.coverage import coverage
 from exodus.shadow.equivalence import Moment, bound_text, convergence
-from exodus.shadow.findings import EFFECT, NOTHING_COMPARED, why_not_accepted
+from exodus.shadow.findings import why_not_accepted
 from exodus.shadow.investigation import expiry_slack_ms
 from exodus.shadow.write_replies import OTHER_STATE
 from exodus.topology.endpoint import Endpoint
 from exodus.verify.reconcile import spot_check
+from tasks.capacity import setup_rows
 from tasks.context import Json, Opened, opens_migration
 from tasks.kept import kept_task
 from tasks.profile import difference, snapshots
@@ -364,15 +365,13 @@ async def why_findings_stand(
     refused.
     """
     del attempt
-    open_names = {
-        divergences.name_of(row)
-        for row in await divergences.rows(it.store)
-        if divergences.is_open(row)
-    }
-    # What is no row of the ledger nobody heals.
-    open_names |= {row["name"] for row in found if row["name"].endswith(EFFECT)}
-    open_names.add(NOTHING_COMPARED)
-    return why_not_accepted(found, accepted, still_open=open_names)
+    rows = await divergences.rows(it.store)
+    open_names = {divergences.name_of(row) for row in rows if divergences.is_open(row)}
+    # What is no row of the ledger stands, unless it is a check that holds now.
+    beside = {row["name"] for row in found} - {divergences.name_of(row) for row in rows}
+    if beside:
+        beside -= {row["check"] for row in await setup_rows(it) if row["ok"]}
+    return why_not_accepted(found, accepted, still_open=open_names | beside)
 
 
 @kept_task("Accept findings")

@@ -61,6 +61,12 @@ async def check_logins(plan: Plan, store: ControlStore) -> list[Checked]:
     return [*await on_each(servers, look), await _nobody(plan)]
 
 
+async def check_users(plan: Plan) -> list[Checked]:
+    """Check only whether each user of the source can log in on the target."""
+    source, servers = await _servers(plan)
+    return await on_each(servers, lambda server: _users_on(plan, source, server, None))
+
+
 async def check_rights(plan: Plan, store: ControlStore) -> list[Checked]:
     """Check only whether each user may do on the target what was observed."""
     commands = await observed_commands(store)
@@ -83,7 +89,7 @@ async def _servers(plan: Plan) -> tuple[Node, list[Node]]:
 
 
 async def _users_on(
-    plan: Plan, source: Node, server: Node, commands: Iterable[str]
+    plan: Plan, source: Node, server: Node, commands: Iterable[str] | None
 ) -> list[Checked]:
     async with (
         await source.connect(name="exodus-smoke") as ours,
@@ -92,7 +98,12 @@ async def _users_on(
         return await _users(plan, ours, theirs, commands)
 
 
-async def _users(plan: Plan, source: Leg, target: Leg, commands: Iterable[str]) -> list[Checked]:
+async def _users(
+    plan: Plan, source: Leg, target: Leg, commands: Iterable[str] | None
+) -> list[Checked]:
+    """Return the rows of the users' logins, and of their rights to `commands` where there are any
+    to look at.
+    """
     ours, theirs = await read(source), await read(target)
     for side, users in ((Side.SOURCE, ours.users), (Side.TARGET, theirs.users)):
         if isinstance(users, str):
@@ -106,7 +117,7 @@ async def _users(plan: Plan, source: Leg, target: Leg, commands: Iterable[str]) 
         required = found.outcome is StateOutcome.REQUIRED
         detail = f"{found.follower}: {found.means}" if required else "it exists there"
         rows.append(Checked(f"login of user {name}", not required, detail, found.means, _CARRY))
-        if not required:
+        if not required and commands is not None:
             rows.append(await _rights(target, name, on_target, user, commands))
     untold = [row for row in rows if row.check.startswith(_RIGHTS) and not row.judged]
     if untold:
