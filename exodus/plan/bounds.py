@@ -870,6 +870,7 @@ TASKS_COMPARISON_SETTLE_S = 1.0
 TASKS_COMPARISON_POLL_S = 0.2
 TASKS_COMPARISON_LOOK_S = 0.5
 TASKS_COMPARISON_LOOKS_MAX = 500
+TASKS_COMPARISON_SAMPLE_S_MAX = 3_600.0  # of a schedule's sample: no phase begins meanwhile
 TASKS_COMPARISON_EXPIRY_STEP_MS = 1_000  # a smaller move of an expiry is the time between two reads
 
 # tasks/decision.py

@@ -6,8 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,19 +14,16 @@ import pytest
 import redis
 from prefect.testing.utilities import prefect_test_harness
 
-from blocks import Migration
-from blocks.endpoint import RedisEndpoint
-from exodus.control import ledger
 from exodus.plan.gate_checks import CheckLevel, GateChecks
 from exodus.plan.plan import Plan
-from exodus.plan.vocabulary import Phase, Side
+from exodus.plan.vocabulary import Side
 from exodus.shadow import divergences, findings
 from exodus.shadow.causes import Cause
-from exodus.shadow.comparer import Comparer
 from exodus.stack.servers import ServerKind
 from flows import compare
 from tasks import capacity
 from tasks.context import Opened
+from tests.support.compare_flow import save_block, traffic
 from tests.support.local_migration import LocalMigration
 from tests.support.servers import DatabaseServer
 from tests.support.shelf_module import shelf_module
@@ -133,57 +129,6 @@ def prefect_server() -> Iterator[None]:
         yield
 
 
-async def _save(local: LocalMigration) -> None:
-    """Store what flows know of the migration, with Analyze approved."""
-    ends = {}
-    for name, box in [*local.servers.items(), ("control_store", local.control)]:
-        address = box.address()
-        ends[str(name)] = RedisEndpoint(
-            url=address.url, username=address.username, password_file=str(address.password_file)
-        )
-    block = Migration(
-        migration=local.plan.name,
-        options={
-            "gateway": {"host": "127.0.0.1", "port": local.port},
-            "rehearsal_hours_max": None,
-            "observe_seconds": 1.0,
-            "sample": 1.0,
-        },
-        **ends,
-    )
-    await asyncio.to_thread(block.save, local.plan.name, overwrite=True)
-    local.plan = block.plan()
-    await local.store.save_plan(local.plan)
-    now_ms = await local.store.now_ms()
-    for phase in (Phase.PRE_TEST, Phase.ANALYZE):
-        decided = ledger.LedgerEntry(at_ms=now_ms, phase=phase, event="decided", verdict="approve")
-        await ledger.record(local.store, decided)
-
-
-@asynccontextmanager
-async def _traffic(local: LocalMigration) -> AsyncIterator[None]:
-    """A gateway, a comparer, and an application that works."""
-    await local.gateway()
-    comparer = Comparer(local.store, local.plan, "comparer-1")
-    running, stop = asyncio.create_task(comparer.run()), asyncio.Event()
-
-    async def work() -> None:
-        app = local.app()
-        while not stop.is_set():
-            await app.set("k", "v")
-            await app.get("k")
-            await asyncio.sleep(0.02)
-
-    working = asyncio.create_task(work())
-    try:
-        yield
-    finally:
-        stop.set()
-        await working
-        comparer.stop()
-        await running
-
-
 async def _ask(
     local: LocalMigration,
     monkeypatch: pytest.MonkeyPatch,
@@ -204,7 +149,7 @@ async def _ask(
 
     monkeypatch.setattr(compare, "ask", ask)
     monkeypatch.setattr(compare, "go_on", lambda _: None)
-    async with _traffic(local):
+    async with traffic(local):
         await asyncio.to_thread(compare.compare, local.plan.name)
 
 
@@ -213,7 +158,7 @@ async def _ask(
 async def test_a_smaller_maxmemory_is_accepted_by_name_or_corrected(
     local: LocalMigration, prefect_server: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    await _save(local)
+    await save_block(local)
     source, target = (local.servers[side].client() for side in Side)
     _smaller(source, target)
     shown: list[str] = []
@@ -247,7 +192,7 @@ async def test_more_findings_than_a_person_reviews_are_asked_with_and_not_accept
     """Before, the run failed, and nobody was asked. Now the form says so, and an approval waits
     until repairs have left few enough.
     """
-    await _save(local)
+    await save_block(local)
     monkeypatch.setattr(findings, "FINDINGS_MAX", 3)
     names = [f"0:left-{number} GET" for number in range(5)]
     for number in range(5):
