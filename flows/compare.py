@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from prefect.client.schemas.objects import State
 
-from exodus.plan.bounds import FINDINGS_MAX
 from exodus.plan.vocabulary import Phase
-from exodus.shadow.findings import findings, summary_lines
+from exodus.shadow.findings import findings, kept, of_checks, summary_lines
 from flows.lifecycle import go_on
 from flows.phase import MIGRATION, SECONDS, MigrationName, Seconds, phase_flow
+from tasks.capacity import check_setup
 from tasks.comparison import (
     accept_findings,
     list_divergences,
@@ -35,15 +35,12 @@ def compare(migration: MigrationName = MIGRATION, seconds: Seconds = SECONDS) ->
     divergences = list_divergences(migration)
     removed = remove_sample(migration)
     convergence, figures = found["convergence"], found["figures"]
-    open_findings = findings(found["rows"], divergences, found["other_states"])
-    rows = found["rows"] or [no_row()]
-    checks = [
-        {
-            "check": "findings are few enough to review by name",
-            "ok": len(open_findings) <= FINDINGS_MAX,
-            "detail": f"{len(open_findings)} findings",
-        },
+    setup = check_setup(migration)
+    open_findings = [
+        *findings(found["rows"], divergences, found["other_states"]),
+        *of_checks(setup),
     ]
+    rows = found["rows"] or [no_row()]
     summary = {
         "replies_compared": sum(row["compared"] for row in rows),
         "replies_inconclusive": sum(row["inconclusive"] for row in rows),
@@ -57,13 +54,13 @@ def compare(migration: MigrationName = MIGRATION, seconds: Seconds = SECONDS) ->
     }
     lists = {
         "coverage": found["coverage"],
-        "findings": open_findings,
+        **kept(open_findings, divergences),
         "inconclusive": convergence["inconclusive"],
-        "divergences": divergences,
         "dirty": found["series"],
         "comparisons": found["runs"],
     }
-    evaluate(migration, PHASE, {"comparison": rows, "checks": checks}, summary, lists)
+    frames = {"comparison": rows, **({"advice": setup} if setup else {})}
+    evaluate(migration, PHASE, frames, summary, lists)
     decision = ask(
         compare_form(findings=bool(open_findings)),
         migration=migration,

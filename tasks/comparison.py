@@ -10,12 +10,14 @@ from dataclasses import asdict
 
 import orjson
 
+from exodus.acceptance import trial_copy
 from exodus.control import registry
 from exodus.control.changes import Key, unpack
 from exodus.control.heartbeats import ComparerHeartbeat
 from exodus.control.route import change_route, read_route
 from exodus.copy.guard import set_writer_epoch
 from exodus.engine import open_engine
+from exodus.errors import DecisionRefused
 from exodus.net.client import answered
 from exodus.net.leg import Leg
 from exodus.plan.bounds import (
@@ -33,11 +35,12 @@ from exodus.shadow import divergences
 from exodus.shadow.causes import Cause
 from exodus.shadow.coverage import coverage
 from exodus.shadow.equivalence import Moment, bound_text, convergence
-from exodus.shadow.findings import EFFECT, NOTHING_COMPARED, why_not_accepted
+from exodus.shadow.findings import why_not_accepted
 from exodus.shadow.investigation import expiry_slack_ms
 from exodus.shadow.write_replies import OTHER_STATE
 from exodus.topology.endpoint import Endpoint
 from exodus.verify.reconcile import spot_check
+from tasks.capacity import setup_rows
 from tasks.context import Json, Opened, opens_migration
 from tasks.kept import kept_task
 from tasks.profile import difference, snapshots
@@ -123,6 +126,7 @@ async def _figures(it: Opened, series: list[Moment]) -> Json:
         "salt": route.shadow_salt,
         "keys_judged": sum(beat.facts.keys_judged for beat in beats),
         "keys_open": len(open_keys),
+        "divergences_open": sum(map(divergences.is_open, rows)),
         "states_compared": sum(beat.facts.states_compared for beat in beats),
         "away_ms": sum(beat.facts.away_ms for beat in beats),
         "rows_lost": sum(beat.facts.divergences_lost for beat in beats),
@@ -185,8 +189,17 @@ def _other_states(comparers: Iterable[ComparerHeartbeat]) -> dict[str, int]:
 @kept_task("Compare sampled requests")
 @opens_migration
 async def shadow(it: Opened, seconds: float | None) -> Json:
-    """Copy sampled keys to the target, compare their requests there, return the rows."""
+    """Copy sampled keys to the target, compare their requests there, return the rows.
+
+    Raises:
+        DecisionRefused: the target has keys of the migration, or is the authority.
+    """
+    # The route is read first: a change of it after this look refuses ours.
     route = await read_route(it.store)
+    if (why := await trial_copy.why_not_now(it.store)) is not None:
+        raise DecisionRefused(
+            "no sample can be compared now", why=why, next_step="exodus verify compares both sides"
+        )
     await set_writer_epoch(Endpoint(Side.TARGET, it.plan.target), it.plan.name, route.writer_epoch)
     salt = route.epoch + 1
     route = await change_route(
@@ -228,18 +241,19 @@ async def shadow(it: Opened, seconds: float | None) -> Json:
             **await _figures(it, series),
         }
     finally:
-        now = await read_route(it.store)
-        after = await change_route(
-            it.store,
-            now,
-            now.next(
-                why="compare is over",
-                journal=JournalMode.OFF,
-                shadow_rate=0.0,
-                shadow_scripts=False,
-            ),
-        )
-        await _wait(it, after.epoch)
+        await _end(it, salt)
+
+
+async def _end(it: Opened, salt: int) -> None:
+    """End the sampling of this salt. Another phase may have ended it, and have begun its own."""
+    now = await read_route(it.store)
+    if now.shadow_salt != salt or now.journal is not JournalMode.SAMPLE:
+        return
+    over = now.next(
+        why="compare is over", journal=JournalMode.OFF, shadow_rate=0.0, shadow_scripts=False
+    )
+    after = await change_route(it.store, now, over)
+    await _wait(it, after.epoch)
 
 
 async def _convergence(it: Opened) -> Json:
@@ -364,15 +378,13 @@ async def why_findings_stand(
     refused.
     """
     del attempt
-    open_names = {
-        divergences.name_of(row)
-        for row in await divergences.rows(it.store)
-        if divergences.is_open(row)
-    }
-    # What is no row of the ledger nobody heals.
-    open_names |= {row["name"] for row in found if row["name"].endswith(EFFECT)}
-    open_names.add(NOTHING_COMPARED)
-    return why_not_accepted(found, accepted, still_open=open_names)
+    rows = await divergences.rows(it.store)
+    open_names = {divergences.name_of(row) for row in rows if divergences.is_open(row)}
+    # What is no row of the ledger stands, unless it is a check that holds now.
+    beside = {row["name"] for row in found} - {divergences.name_of(row) for row in rows}
+    if beside:
+        beside -= {row["check"] for row in await setup_rows(it) if row["ok"]}
+    return why_not_accepted(found, accepted, still_open=open_names | beside)
 
 
 @kept_task("Accept findings")

@@ -9,12 +9,13 @@ import orjson
 from prefect.runtime import flow_run
 from redis.exceptions import WatchError
 
-from exodus.control import ledger, steps
+from exodus.control import ledger, steps, turn
 from exodus.control.approvers import decider, identify, why_not_allowed
 from exodus.control.ledger import LedgerEntry
 from exodus.control.phase_order import check_may_begin, due_phase
 from exodus.control.phases import PhaseState, PhaseStatus
 from exodus.control.route import read_route
+from exodus.control.store import ControlStore
 from exodus.cutover.preconditions import plan_digest
 from exodus.errors import DecisionRefused
 from exodus.net.client import answered
@@ -44,7 +45,8 @@ async def _claim(opened_: Opened, phase: Phase, run_id: str, state: PhaseState) 
     store = opened_.store
     while True:
         async with store.client.pipeline(transaction=True) as pipe:
-            await pipe.watch(store.keys.phase)
+            await pipe.watch(store.keys.phase, store.keys.turn(turn.SAMPLING))
+            await _end_sampling(store, phase)
             replaced: dict[str, PhaseState] = {}
             for name, other in (await store.phases()).items():
                 ours = other.flow_run_id == run_id
@@ -68,6 +70,22 @@ async def _claim(opened_: Opened, phase: Phase, run_id: str, state: PhaseState) 
             except WatchError:
                 continue
             return
+
+
+async def _end_sampling(store: ControlStore, phase: Phase) -> None:
+    """Refuse a phase while a schedule samples; a rollback ends that run."""
+    sampler = await turn.held_by(store, turn.SAMPLING)
+    if sampler is None:
+        return
+    if phase is not Phase.ROLLBACK:
+        raise DecisionRefused(
+            f"{phase} may not begin: a schedule compares a sample",
+            why=f"run {sampler.run} of renew has copied keys to the target, which it removes when "
+            "it ends",
+            next_step="wait until it ends, or cancel that run in the Prefect UI",
+        )
+    state = PhaseState(state=PhaseStatus.RUNNING, flow_run_id=sampler.run)
+    await asyncio.to_thread(cancel, state)
 
 
 async def _plan_now(opened_: Opened, phase: Phase) -> Plan:

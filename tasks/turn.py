@@ -30,7 +30,7 @@ from exodus.net.tls import ssl_context
 from exodus.plan.address import Address, Place
 from exodus.plan.bounds import TASKS_TURN_LOOK_S, TURN_MS, TURN_RENEW_S
 from exodus.plan.plan import Plan
-from exodus.plan.vocabulary import Phase, Side, UserRole, WorkersKind
+from exodus.plan.vocabulary import Side, UserRole, WorkersKind
 from tasks.context import connect, load
 
 log = logging.getLogger(__name__)
@@ -78,8 +78,8 @@ def _worker() -> str:
 
 
 @contextmanager
-def phase_turn(migration: str, phase: Phase) -> Iterator[None]:
-    """Hold the turn of a phase while the context is open.
+def phase_turn(migration: str, phase: str) -> Iterator[None]:
+    """Hold the turn of a phase, or of `SAMPLING`, while the context is open.
 
     Raises:
         OperatorError: this worker lacks something that the migration names.
@@ -109,7 +109,7 @@ class _Keeper(threading.Thread):
     It is a thread because the phase's own code blocks.
     """
 
-    def __init__(self, address: Address, migration: str, phase: Phase, holder: Holder) -> None:
+    def __init__(self, address: Address, migration: str, phase: str, holder: Holder) -> None:
         super().__init__(name=f"turn of {phase}", daemon=True)
         self._address, self._migration = address, migration
         self._phase, self._holder = phase, holder

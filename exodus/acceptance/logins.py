@@ -1,7 +1,8 @@
 """Logins and rights: may each user of the source do on the target what it may do now?
 
 Rights are asked of the target (ACL DRYRUN): once as the user is there, once with the rules that it
-has on the source, which a user of Exodus's own gets for as long as that takes.
+has on the source, which a user of Exodus's own gets for as long as that takes. Where that cannot be
+asked, equal rules are equal rights, and a person accepts the others by name.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import time
 from collections.abc import Iterable, Sequence
 
 from exodus.acceptance.observed import observed_commands
-from exodus.acceptance.rows import Checked, on_each, told
+from exodus.acceptance.rows import Checked, not_done, on_each, told
 from exodus.control.store import ControlStore
 from exodus.cutover.beside_keys import application_users, compare_user_rules, login_names
 from exodus.cutover.beside_read import SideUser, read
@@ -34,6 +35,8 @@ from exodus.topology.permits import why_refused
 _PROBE_USER = "exodus-smoke-"
 _RIGHTS = "rights of user "
 _DAY_S = 86_400
+# The rule that allows everything
+_EVERYTHING = {"commands": "+@all", "keys": "~*", "channels": "&*", "selectors": ""}
 _CARRY = "exodus carry users, or create the user on the target; then exodus start test"
 # Where each argument is no key
 _WORDS: dict[str, tuple[str, ...]] = {
@@ -61,6 +64,12 @@ async def check_logins(plan: Plan, store: ControlStore) -> list[Checked]:
     return [*await on_each(servers, look), await _nobody(plan)]
 
 
+async def check_users(plan: Plan) -> list[Checked]:
+    """Check only whether each user of the source can log in on the target."""
+    source, servers = await _servers(plan)
+    return await on_each(servers, lambda server: _users_on(plan, source, server, None))
+
+
 async def check_rights(plan: Plan, store: ControlStore) -> list[Checked]:
     """Check only whether each user may do on the target what was observed."""
     commands = await observed_commands(store)
@@ -83,7 +92,7 @@ async def _servers(plan: Plan) -> tuple[Node, list[Node]]:
 
 
 async def _users_on(
-    plan: Plan, source: Node, server: Node, commands: Iterable[str]
+    plan: Plan, source: Node, server: Node, commands: Iterable[str] | None
 ) -> list[Checked]:
     async with (
         await source.connect(name="exodus-smoke") as ours,
@@ -92,7 +101,12 @@ async def _users_on(
         return await _users(plan, ours, theirs, commands)
 
 
-async def _users(plan: Plan, source: Leg, target: Leg, commands: Iterable[str]) -> list[Checked]:
+async def _users(
+    plan: Plan, source: Leg, target: Leg, commands: Iterable[str] | None
+) -> list[Checked]:
+    """Return the rows of the users' logins, and of their rights to `commands` where there are any
+    to look at.
+    """
     ours, theirs = await read(source), await read(target)
     for side, users in ((Side.SOURCE, ours.users), (Side.TARGET, theirs.users)):
         if isinstance(users, str):
@@ -106,13 +120,54 @@ async def _users(plan: Plan, source: Leg, target: Leg, commands: Iterable[str]) 
         required = found.outcome is StateOutcome.REQUIRED
         detail = f"{found.follower}: {found.means}" if required else "it exists there"
         rows.append(Checked(f"login of user {name}", not required, detail, found.means, _CARRY))
-        if not required:
-            rows.append(await _rights(target, name, on_target, user, commands))
-    untold = [row for row in rows if row.check.startswith(_RIGHTS) and not row.judged]
-    if untold:
-        said = f"rights of {len(untold)} user(s) were not compared: {untold[0].detail}"
-        rows.append(told("users whose rights were not compared", said, line=said))
+        if not required and commands is not None:
+            row = await _rights(target, name, on_target, user, commands)
+            rows.append(row if row.judged else _by_rules(row, user, there[on_target]))
+    rows += _not_tried([row for row in rows if row.check.startswith(_RIGHTS) and not row.judged])
     return rows or [told("users", "the source has none but Exodus's")]
+
+
+def _by_rules(asked: Checked, ours: SideUser, theirs: SideUser) -> Checked:
+    """Return the row of a user whose rights the target does not tell: equal rules, or rules that
+    allow everything, are no narrower. Another row is as it was.
+    """
+    other = [
+        rule
+        for rule, everything in _EVERYTHING.items()
+        if _parts(theirs.rules.get(rule, "")) != _parts(ours.rules.get(rule, ""))
+        and (rule == "selectors" or _parts(theirs.rules.get(rule, "")) != [everything])
+    ]
+    if other:
+        return told(asked.check, f"the rules differ ({', '.join(other)}); {asked.detail}")
+    return Checked(asked.check, True, f"by its rules (ACL GETUSER), since {asked.detail}")
+
+
+def _parts(rules: str) -> list[str]:
+    """Return rules in a form to compare. The order of commands counts, that of patterns does not.
+
+    Each server begins with no command.
+    """
+    parts = rules.split()
+    commands = [part for part in parts if part[0] in "+-"]
+    patterns = sorted({*parts} - {*commands})
+    return [*(commands[1:] if commands[:1] == ["-@all"] else commands), *patterns]
+
+
+def _not_tried(rows: Sequence[Checked]) -> list[Checked]:
+    """Return the row that names the users whose rights nobody tried."""
+    if not rows:
+        return []
+    names = [row.check.removeprefix(_RIGHTS) for row in rows]
+    more = len(names) - ACCEPTANCE_NAMED
+    shown = ", ".join(names[:ACCEPTANCE_NAMED]) + (f" and {more} more" if more > 0 else "")
+    return [
+        not_done(
+            "rights of the applications' users",
+            f"not tried for {shown}: {rows[0].detail}",
+            "give these users equal rules on both sides (exodus carry users), let Exodus's user "
+            "run ACL SETUSER, DELUSER and DRYRUN on the target, or try each login by hand",
+        )
+    ]
 
 
 async def _rights(

@@ -3,6 +3,8 @@
 Prefect can start one run twice: after a lost answer, while the process before still ends, or when
 two people start a phase at once. A phase must not run twice. So its process takes the turn first
 and renews it while it runs. A turn that is not renewed ends.
+
+The sample that a schedule compares has a turn too: no phase begins while somebody has it.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from exodus.lua import lua
 from exodus.net.client import answered
 from exodus.plan.bounds import TURN_MS
 
+SAMPLING = "sample"  # the turn of a sample that is compared between two phases
 _TAKE = lua("exodus.control", "take_turn")
 _RENEW = lua("exodus.control", "renew_turn")
 
@@ -45,6 +48,12 @@ async def take(store: ControlStore, phase: str, holder: Holder) -> Held | None:
     if not found:
         return None
     return Held(holder=Holder.model_validate_json(found), left_ms=int(left_ms))
+
+
+async def held_by(store: ControlStore, phase: str) -> Holder | None:
+    """Return who has the turn."""
+    found = await answered(store.client.get(store.keys.turn(phase)))
+    return None if found is None else Holder.model_validate_json(found)
 
 
 async def renew(store: ControlStore, phase: str, holder: Holder) -> bool:

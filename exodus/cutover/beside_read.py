@@ -17,7 +17,7 @@ class SideUser:
     enabled: bool
     nopass: bool
     passwords: frozenset[bytes]
-    rules: dict[str, str] = field(default_factory=dict)  # commands, keys, channels
+    rules: dict[str, str] = field(default_factory=dict)  # commands, keys, channels, selectors
 
 
 @dataclass
@@ -115,8 +115,16 @@ def _user(told: list[Any]) -> SideUser:
             "commands": of["commands"].decode(),
             "keys": _patterns(of["keys"], "~"),
             "channels": _patterns(of.get("channels", b""), "&"),
+            "selectors": " ".join(map(_selector, of.get("selectors", []))),
         },
     )
+
+
+def _selector(told: list[Any]) -> str:
+    """Return a selector as ACL SETUSER takes it."""
+    of = _pairs(told)
+    parts = [of[name].decode() for name in ("commands", "keys", "channels") if of.get(name)]
+    return f"({' '.join(parts)})"
 
 
 def _patterns(told: bytes | list[bytes], sign: str) -> str:

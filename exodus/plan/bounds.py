@@ -638,7 +638,8 @@ FAILURES_SLOW_MS = 300
 LOAD_CONNECTIONS_MAX = 64
 LOAD_PREPARED_BYTES_MAX = 32 * 1024 * 1024
 LOAD_LATE_US_MAX = 5_000  # 1 % of the requests left later than that: the player is no measure
-LOAD_PLAYS_MAX = 3  # of one speed, as long as it is too slow
+LOAD_PLAYS_MAX = 3  # of one speed, as long as it is too slow, or its player is late
+LOAD_KNEE_S_MAX = 300.0  # after that the knee is not looked for at another speed
 LOAD_SLACK_US = 5_000  # what the player itself may add to a latency
 LOAD_CALLS_MIN = 100  # of a command: fewer have no 99th percentile
 LOAD_ANSWERED_SHARE_MIN = 0.99
@@ -870,6 +871,7 @@ TASKS_COMPARISON_SETTLE_S = 1.0
 TASKS_COMPARISON_POLL_S = 0.2
 TASKS_COMPARISON_LOOK_S = 0.5
 TASKS_COMPARISON_LOOKS_MAX = 500
+TASKS_COMPARISON_SAMPLE_S_MAX = 3_600.0  # of a schedule's sample: no phase begins meanwhile
 TASKS_COMPARISON_EXPIRY_STEP_MS = 1_000  # a smaller move of an expiry is the time between two reads
 
 # tasks/decision.py

@@ -71,7 +71,10 @@ class GateChecks(BaseModel):
         default=1.5, gt=0, le=600, description="seconds for which each speed is played"
     )
     load_speed_max: float = Field(
-        default=4.0, ge=2, le=1_000, description="times the observed rate that are tried at most"
+        default=32.0,
+        ge=2,
+        le=1_000,
+        description="times the observed rate that are tried at most, in search of the knee",
     )
     load_times_max: float = Field(
         default=2.0,

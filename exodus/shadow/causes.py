@@ -90,6 +90,13 @@ def cause_of_refusal(said: str) -> Cause:
     return Cause.CONFIGURATION if "DB index" in said else Cause.UNKNOWN
 
 
+def cause_of_setup(check: str) -> Cause:
+    """Return the cause that a check of Test stands for, which does not hold of the target."""
+    if "module" in check:
+        return Cause.VERSION
+    return Cause.PERMISSION if check.startswith("login of user ") else Cause.CONFIGURATION
+
+
 def near(here: object, there: object) -> bool:
     """Return whether two replies differ only in the last digits of numbers."""
     if error_code(here) is not None or error_code(there) is not None:

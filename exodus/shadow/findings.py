@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence, Set
 from typing import Any
 
 from exodus.control.accepted_names import names_in, why_not_all
-from exodus.plan.bounds import COMPARE_EFFECTS_MIN
+from exodus.plan.bounds import COMPARE_EFFECTS_MIN, FINDINGS_MAX
 from exodus.shadow.divergences import is_open, name_of
 
 Json = dict[str, Any]
@@ -64,11 +64,42 @@ def findings(
     return list({row["name"]: row for row in found}.values())
 
 
+def of_checks(rows: Sequence[Json]) -> list[Json]:
+    """Return the findings of checks that do not hold; each row has its cause."""
+    return [
+        {
+            "name": row["check"],
+            "finding": row["detail"],
+            "cause": row["cause"],
+            "detail": row["why"],
+            "remedy": row["next_step"],
+        }
+        for row in rows
+        if not row["ok"] and row["level"] == "should"
+    ]
+
+
+def kept(found: Sequence[Json], divergences: Sequence[Json]) -> dict[str, list[Json]]:
+    """Return what the evidence keeps of the findings and of the ledger's rows, the open ones
+    first: as many as a person can review. The ledger has the others.
+    """
+    first = sorted(divergences, key=lambda row: not is_open(row))
+    return {"findings": list(found[:FINDINGS_MAX]), "divergences": first[:FINDINGS_MAX]}
+
+
 def why_not_accepted(found: Sequence[Json], text: str, *, still_open: Set[str]) -> str | None:
     """Return why names, one a line, do not accept every open finding and nothing else; None: they
     do. A finding that was healed since may be named, and need not.
+
+    Nobody reviews more than `FINDINGS_MAX`: of more none is accepted.
     """
     listed = {row["name"] for row in found}
+    if len(listed & still_open) > FINDINGS_MAX:
+        return (
+            f"{len(listed & still_open):,} findings are open, and one answer accepts at most "
+            f"{FINDINGS_MAX:,} by name: repair them (exodus repair) and answer again, or "
+            "reject, remove their cause, and start Compare again"
+        )
     names = names_in(text, listed)
     healed = listed - still_open
     return why_not_all(
@@ -115,10 +146,17 @@ def summary_lines(found: Json, summary: Json, open_findings: Sequence[Json]) -> 
         lines.append(
             f"{again:,} keys were copied again: a server restarted, or another one took over"
         )
+    if len(open_findings) > FINDINGS_MAX:
+        lines.insert(
+            0,
+            f"TOO MANY TO REVIEW: one answer accepts at most {FINDINGS_MAX:,} findings by "
+            "name. An approval is refused until so many are left: repair them (exodus repair), or "
+            "reject and remove their cause",
+        )
     if open_findings:
         lines.insert(
             0,
-            f"{len(open_findings)} FINDING(S): resolve them, or accept each by name: "
+            f"{len(open_findings):,} FINDING(S): resolve them, or accept each by name: "
             + ", ".join(f"{row['name']} ({row['cause']})" for row in open_findings[:10]),
         )
     return lines

@@ -19,7 +19,7 @@ async def set_sample(
     Keys that are not sampled any more are removed from the target.
 
     Raises:
-        OperatorError: it is no share, or a process did not follow.
+        OperatorError: it is no share, a pattern is empty, or a process did not follow.
         DecisionRefused: Compare does not run, or the route was changed at this very moment.
     """
     if not 0 < rate <= 1:
@@ -28,6 +28,13 @@ async def set_sample(
             why="a share of the keys is above 0 and 1 at most; 0.01 is 1 %",
             next_step="exodus sample 0.01 --why …",
         )
+    for field, patterns in (("include", include), ("exclude", exclude)):
+        if "" in patterns:
+            raise OperatorError(
+                f"--{field}: '' is no pattern",
+                why="it names only a key without a name",
+                next_step=f"write a pattern as in KEYS (--{field} 'cart:*'), or leave it out",
+            )
     before = await read_route(store)
     if not before.shadow_rate:
         raise DecisionRefused(

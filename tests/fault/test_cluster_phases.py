@@ -173,6 +173,7 @@ async def test_analyze_says_what_does_not_fit_and_tries_every_node(
             await shopping
         judged = asked.pop()
         assert any("0 of 100 keys differ" in line for line in judged["summary"]), judged
+        assert not any("FINDING" in line for line in judged["summary"]), judged
         assert target.contents() == {}  # the sample is removed
         assert "every client can use a cluster: orders from 127.0.0.1" in failed.value.why
         assert "MGET: keys of several slots in one command" in failed.value.why

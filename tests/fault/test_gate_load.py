@@ -13,6 +13,7 @@ from contextlib import contextmanager
 
 import pytest
 
+from exodus.acceptance import load
 from exodus.acceptance.load import LoadStep, _speeds, check_load, judge_load, required_us
 from exodus.acceptance.rows import Checked
 from exodus.gateway.tables import load_table
@@ -24,7 +25,9 @@ from exodus.plan.gate_checks import GateChecks
 from exodus.plan.plan import Plan
 from exodus.plan.settings import Budget
 from exodus.plan.vocabulary import Side
+from tasks import acceptance
 from tasks.capacity import measure_capacity
+from tasks.checks import why_not_accepted
 from tasks.context import Opened
 from tests.support.local_migration import LocalMigration
 
@@ -219,8 +222,59 @@ async def test_the_knee_and_a_late_player_are_told(local: LocalMigration) -> Non
     assert "headroom none; the knee is below 1 times" in line(slow)
     assert "headroom not known" in line()
     assert _red(judge_load(workload, [LoadStep(1.0, _played(answered=1), 0.1, 0)], {}, "")) != {}
-    assert _red(judge_load(workload, [LoadStep(1.0, _played(late=50_000), 0.1, 0)], {}, "")) == {}
+    partly = [LoadStep(1.0, _played(), 0.1, 0), LoadStep(2.0, _played(late=50_000), 0.1, 0)]
+    assert _red(judge_load(workload, partly, {}, "")) == {}
     assert _red(judge_load(workload, [LoadStep(1.0, _played(), 0.1, 7)], {}, "")) != {}
+
+
+async def test_a_load_that_a_late_player_could_not_judge_is_accepted_by_name(
+    local: LocalMigration, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before, the required check passed although nothing was known of the target."""
+    await _observed(local, latency_us=200_000)
+    played: list[float] = []
+
+    async def late(*_: object, speed: float, **__: object) -> tuple[Played, None]:
+        played.append(speed)
+        return _played(late=50_000), None
+
+    monkeypatch.setattr(load, "play_on_each", late)
+    plan = _plan(local, load_speed_max=8.0)
+    rows = await inspect.unwrap(acceptance.check_load.fn)(Opened(plan, local.store, plan))
+    assert played == [1.0] * 3 + [2.0] * 3
+    (found,) = [row for row in rows if not row["ok"]]
+    assert (found["check"], found["level"]) == (load.NOT_JUDGED, "should")
+    assert "sent requests 50 ms late (p99) at each speed, 3 times each" in found["why"]
+    approval = {"decision": "approve", "accept_findings": ""}
+    assert load.NOT_JUDGED in str(why_not_accepted(rows, approval))
+    assert why_not_accepted(rows, {**approval, "accept_findings": load.NOT_JUDGED}) is None
+    # A player that was late once is asked again, and what it then found counts.
+    played.clear()
+
+    async def late_once(*_: object, speed: float, **__: object) -> tuple[Played, None]:
+        played.append(speed)
+        return _played(late=50_000 if len(played) == 1 else 100), None
+
+    monkeypatch.setattr(load, "play_on_each", late_once)
+    assert _red(await check_load(plan, local.store)) == {}
+    assert played == [1.0, 1.0, 2.0, 4.0, 8.0]
+
+
+async def test_the_search_for_the_knee_ends(
+    local: LocalMigration, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The required speeds are played however long they take; no other is begun after the bound."""
+    await _observed(local, latency_us=200_000)
+
+    async def good(*_: object, **__: object) -> tuple[Played, None]:
+        return _played(), None
+
+    monkeypatch.setattr(load, "play_on_each", good)
+    monkeypatch.setattr(load, "LOAD_KNEE_S_MAX", 0.0)
+    rows = await check_load(_plan(local, load_speed_max=32.0), local.store)
+    assert _red(rows) == {}
+    assert "2 times the observed rate at least; not tried at 4x" in rows[-1].line
+    assert GateChecks().load_speed_max == 32.0
 
 
 def test_what_is_required_follows_from_what_applications_have() -> None:

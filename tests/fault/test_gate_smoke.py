@@ -28,7 +28,7 @@ from exodus.plan.vocabulary import Side
 from exodus.stack.servers import ServerKind
 from exodus.topology.rights import UsedFeatures
 from tasks import acceptance
-from tasks.checks import failing, open_findings, summary_lines
+from tasks.checks import failing, open_findings, summary_lines, why_not_accepted
 from tasks.context import Opened
 from tests.support.local_migration import LocalMigration
 from tests.support.roles import administrator, denied, make_users
@@ -355,21 +355,60 @@ async def test_what_could_not_be_tried_is_not_called_in_order(local: LocalMigrat
     assert "does not tell" in row.why
 
 
-async def test_the_form_says_that_rights_were_not_compared(
-    local: LocalMigration, make_server: Callable[..., DatabaseServer]
+_UNTRIED = "rights of the applications' users"
+
+
+@pytest.mark.parametrize(
+    ("rules", "untried"),
+    [
+        ((), False),  # equal rules are equal rights
+        (("resetkeys", "~*", "+@all"), False),  # the target allows everything
+        (("-set",), True),
+        (("+@dangerous", "-@dangerous"), False),
+        (("resetkeys", "~cart:*"), True),
+        (("resetchannels",), True),
+    ],
+)
+async def test_rights_that_nobody_tried_are_accepted_by_name(
+    local: LocalMigration,
+    make_server: Callable[..., DatabaseServer],
+    rules: tuple[str, ...],
+    untried: bool,
 ) -> None:
-    """Redis 6.2 has no ACL DRYRUN. The required check passes, and nobody would know why."""
+    """Redis 6.2 has no ACL DRYRUN. Before, the required check passed with a line in the form."""
     older = make_server(ServerKind.REDIS_62)
     _users(local)
-    older.client().execute_command("ACL", "SETUSER", _APP, *_RIGHTS)
+    older.client().execute_command("ACL", "SETUSER", _APP, *_RIGHTS, *rules)
     await _observe(local, "GET", "SET")
     plan = local.plan.model_copy(update={"target": older.address()})
-    rows = await check_logins(plan, local.store)
-    assert _red(rows) == {}
-    (line,) = [row.line for row in rows if row.line]
-    assert line.startswith("rights of 2 user(s) were not compared: the target does not tell")
-    compared = await check_logins(local.plan, local.store)
-    assert [row.line for row in compared if row.line] == []
+    rows = await inspect.unwrap(acceptance.check_logins.fn)(Opened(plan, local.store, plan))
+    found = {row["check"]: row for row in rows if not row["ok"]}
+    assert (set(found), failing(rows)) == ({_UNTRIED} if untried else set(), [])
+    shown = {row["check"]: row["detail"] for row in rows}[f"rights of user {_APP}"]
+    assert shown.startswith("the rules differ" if untried else "by its rules (ACL GETUSER)")
+    approval = {"decision": "approve", "accept_findings": ""}
+    why = why_not_accepted(rows, approval)
+    if not untried:
+        assert why is None
+        return
+    assert f"not tried for {_APP}: the rules differ" in found[_UNTRIED]["why"]
+    assert "the target does not tell (ACL DRYRUN)" in found[_UNTRIED]["why"]
+    assert "ACL SETUSER, DELUSER and DRYRUN" in found[_UNTRIED]["next_step"]
+    assert f"1 finding(s) are neither resolved nor accepted: {_UNTRIED}" in str(why)
+    assert why_not_accepted(rows, {**approval, "accept_findings": _UNTRIED}) is None
+
+
+async def test_a_user_with_selectors_has_more_rights_than_its_rules_tell(
+    local: LocalMigration, make_server: Callable[..., DatabaseServer]
+) -> None:
+    older, newer = make_server(ServerKind.REDIS_62), make_server(ServerKind.REDIS_82)
+    for box, more in ((newer, ("(+get ~cart:*)",)), (older, ())):
+        box.client().execute_command("ACL", "SETUSER", _APP, *_RIGHTS, *more)
+    await _observe(local, "GET")
+    plan = local.plan.model_copy(update={"source": newer.address(), "target": older.address()})
+    rows = {row.check: row for row in await check_logins(plan, local.store)}
+    assert "the rules differ (selectors)" in rows[_UNTRIED].why
+    assert rows[_UNTRIED].by_name
 
 
 async def test_a_slow_and_a_silent_target_are_found(local: LocalMigration) -> None:
@@ -457,5 +496,6 @@ async def test_with_the_users_of_its_roles_nothing_is_red(
     assert [row for row in rows if not row["ok"]] == []
     shown = {row["check"]: row["detail"] for row in rows}
     assert "Exodus's user may not ask for them" in shown[f"rights of user {_APP}"]
+    assert shown[f"rights of user {_APP}"].startswith("by its rules (ACL GETUSER)")
     assert "may not make and remove a user" in shown["the rehearsal's fence"]
     assert denied(servers) == []

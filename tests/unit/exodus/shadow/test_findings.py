@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+from exodus.plan.bounds import FINDINGS_MAX
 from exodus.shadow.causes import Cause
-from exodus.shadow.findings import NOTHING_COMPARED, findings, why_not_accepted
+from exodus.shadow.findings import (
+    NOTHING_COMPARED,
+    findings,
+    summary_lines,
+    why_not_accepted,
+)
 
 _ROW = {"command": "GET", "compared": 3}
 _DIVERGENCE = {
@@ -70,3 +76,83 @@ def test_a_command_whose_writes_all_lead_elsewhere_is_a_finding() -> None:
     why = why_not_accepted([found], "", still_open={"LPOP effect"})
     assert "1 finding(s) are neither resolved nor accepted" in str(why)
     assert why_not_accepted([found], "LPOP effect", still_open={"LPOP effect"}) is None
+
+
+def _found(**figures: object) -> dict[str, object]:
+    """Return what a comparison tells."""
+    return {
+        "bound": "0 of 300 keys differ: at most 1 % of all, at 95 %",
+        "rows": [
+            {"command": "GET", "compared": 150, "by_reply": 150},
+            {"command": "SET", "compared": 50, "by_reply": 20, "by_error": 30},
+        ],
+        "coverage": [
+            {"command": "GET", "calls": 900, "compared": 150},
+            {"command": "DUMP", "calls": 7, "compared": 0},
+            {"command": "TTL", "calls": 0, "compared": 0},
+        ],
+        "figures": {
+            "inconclusive_why": {"the source's reply moved": 9, "expired": 1},
+            "rows_lost": 2,
+            "away_ms": 1_500,
+            "lag_ms_p99": 41,
+            "dirty_max": 1_200,
+            "dirty_slope_per_s": -0.5,
+            "half_life_s": 0.25,
+            **figures,
+        },
+    }
+
+
+_SUMMARY = {
+    "replies_compared": 200,
+    "replies_inconclusive": 10,
+    "samples_dropped": 1_234,
+    "sampled_keys": 300,
+    "keys_inconclusive": 4,
+}
+
+
+def test_the_form_shows_the_figures_that_a_person_decides_by() -> None:
+    """A share of what was lost, late or undecided may hide a difference."""
+    assert summary_lines(_found(), _SUMMARY, []) == [
+        "0 of 300 keys differ: at most 1 % of all, at 95 %",
+        "accepted: 200 requests of 2 commands were tried; 1 observed commands were not compared "
+        "(artifact coverage)",
+        "inconclusive: 10 replies (5.0 %), the source's reply moved",
+        "judged: 170 by their reply, 30 writes by their error only",
+        "dropped: 1,234 sampled requests, 2 rows; no comparer ran for 1.5 s",
+        "converging: lag p99 41 ms, at most 1,200 keys dirty, -0.5 a second, half of a burst gone "
+        "after 0.25 s",
+        "300 sampled keys, 4 of them written all the time",
+    ]
+
+
+def test_the_form_says_what_is_not_known() -> None:
+    nothing = {**_SUMMARY, "replies_compared": 0, "replies_inconclusive": 0}
+    found = _found(half_life_s=None, inconclusive_why={}, keys_copied_again=17)
+    lines = summary_lines(found, nothing, [])
+    assert "inconclusive: 0 replies (0.0 %)" in lines
+    assert "half of a burst gone after more than the run" in lines[5]
+    assert lines[-1] == "17 keys were copied again: a server restarted, or another one took over"
+
+
+def test_the_form_begins_with_the_findings() -> None:
+    found = findings([_ROW], [_DIVERGENCE, _STATE])
+    first, *others = summary_lines(_found(), _SUMMARY, found)
+    assert first == (
+        "2 FINDING(S): resolve them, or accept each by name: 0:k GET (stale restore), "
+        "1:odd\\nname state (unknown)"
+    )
+    assert others == summary_lines(_found(), _SUMMARY, [])
+    many = [{**found[0], "name": f"0:{number} GET"} for number in range(FINDINGS_MAX + 1)]
+    first, second, *others = summary_lines(_found(), _SUMMARY, many)
+    assert first.startswith("1,001 FINDING(S)")
+    assert first.count("stale restore") == 10
+    assert second.startswith("TOO MANY TO REVIEW: one answer accepts at most 1,000 findings")
+    assert "exodus repair" in second
+    names = "\n".join(row["name"] for row in many)
+    why = why_not_accepted(many, names, still_open={row["name"] for row in many})
+    assert "1,001 findings are open, and one answer accepts at most 1,000 by name" in str(why)
+    left = {row["name"] for row in many[1:]}
+    assert why_not_accepted(many, names, still_open=left) is None
