@@ -20,14 +20,16 @@ from exodus.control.checkpoint import load_progress
 from exodus.control.gaps import open_gaps
 from exodus.control.topology import read_failovers, read_topologies
 from exodus.copy import guarded_cluster
-from exodus.copy.impact import Paces
+from exodus.copy.impact import Pace, Paces, read_paces
 from exodus.copy.scan import plan_slices
 from exodus.errors import SourceError, TargetError
 from exodus.feeds.feed import begin_feed
 from exodus.live import server_runs
 from exodus.net import routed
+from exodus.net.clusters import cluster_of
 from exodus.plan.bounds import CLUSTER_ANSWER_S
 from exodus.plan.scope import Rename
+from exodus.plan.settings import Budget
 from exodus.plan.vocabulary import Cutover, Feed, Side
 from exodus.stack.servers import ServerKind
 from exodus.topology.endpoint import Endpoint
@@ -517,6 +519,38 @@ async def test_the_budget_of_each_node_is_kept_by_what_it_answers_itself(
         assert set(ports) == {node.port for node in source.masters()}
         async with Paces(local.store, engine.authority, local.plan.budget, what="verification"):
             assert measured() == set(ports)
+    finally:
+        await local.close()
+
+
+async def test_a_slice_watches_the_replicas_of_those_nodes_that_it_writes_to(
+    make_cluster: MakeCluster, control_server: DatabaseServer, tmp_path: Path
+) -> None:
+    """A connection to every node of the target a slice is most of what a small slice costs."""
+    source, target = make_cluster(ServerKind.VALKEY_81), make_cluster(ServerKind.VALKEY_91)
+    local = await local_between(source, target, control_server, tmp_path)
+
+    def watched() -> list[int]:
+        found = []
+        for node in target.masters():
+            with node.client() as client:
+                if "exodus-pace" in {each["name"] for each in client.client_list()}:
+                    found.append(node.port)
+        return found
+
+    try:
+        await local.start_live_sync()
+        engine = await local.engine()
+        for node in await engine.authority.each_node():
+            pace = Pace(local.store, node, Budget(), what="slice", follower=engine.follower)
+            async with pace:
+                await until(
+                    lambda: read_paces(local.store), within_s=10, otherwise="it looked at nothing"
+                )
+                assert node.first_slot is not None
+                owner = cluster_of(target.address()).known.owner(node.first_slot)
+                assert owner is not None
+                assert watched() == [target.address().server(owner.master).port]
     finally:
         await local.close()
 
