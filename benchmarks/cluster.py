@@ -46,7 +46,7 @@ def measure(*, full: bool) -> list[Result]:
         control = rig.server(ServerKind.VALKEY_91, "control", appendonly="yes")
         versions = ServerKind.VALKEY_81, ServerKind.VALKEY_91
         single = [rig.server(version, f"single-{version}") for version in versions]
-        clusters = [_cluster(rig, version) for version in versions]
+        clusters = [started_cluster(rig, version) for version in versions]
         ways = {
             "exodus": _Way([place for place, _ in clusters], *(nodes for _, nodes in clusters)),
             _PEER: _Way([server.address() for server in single], single[:1], single[1:]),
@@ -168,7 +168,8 @@ def _servers_cpu_s(servers: Sequence[Server]) -> float:
     return sum(cpu_s(psutil.Process(server.started.process.pid)) for server in servers)
 
 
-def _cluster(rig: Rig, kind: ServerKind) -> tuple[Cluster, list[Server]]:
+def started_cluster(rig: Rig, kind: ServerKind) -> tuple[Cluster, list[Server]]:
+    """Return a cluster of three masters, and these in the order of their slots."""
     nodes = [
         rig.server(kind, f"{kind}-{number}", port=str(cluster_port()), **CLUSTER_SETTINGS)
         for number in range(_MASTERS)
