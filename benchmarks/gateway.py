@@ -9,8 +9,10 @@ for: they say how the two cores were shared.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import shutil
+import socket
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -23,35 +25,41 @@ from benchmarks.result import Result, result
 from benchmarks.rig import Rig, client, cpu_s
 from exodus.control.route import change_route, read_route
 from exodus.control.store import ControlStore
+from exodus.plan.address import Cluster, Place
 from exodus.plan.plan import Plan
 from exodus.plan.settings import Listen
 from exodus.plan.vocabulary import JournalMode
 from exodus.stack.home import free_port
-from exodus.stack.servers import USER, Server, ServerKind, answers
+from exodus.stack.servers import Server, ServerKind, answers
+
+LISTENERS = 4  # of a gateway in front of a cluster
 
 
-def _named(server: Server) -> dict[str, str]:
-    return {
-        "url": f"redis://{USER}@127.0.0.1:{server.port}",
-        "password_file": str(server.password_file),
-    }
+def _named(place: Place) -> dict[str, object]:
+    login = {"username": place.username, "password_file": str(place.password_file)}
+    if isinstance(place, Cluster):
+        return {"cluster": list(place.cluster), **login}
+    return {"url": place.url, **login}
 
 
-def _started_gateway(
-    rig: Rig, source: Server, target: Server, control: Server
+def started_gateway(
+    rig: Rig, source: Place, target: Place, control: Server, *, name: str = "bench"
 ) -> tuple[int, psutil.Process]:
+    """Return the port of a gateway's first listener, and its process. It serves the source."""
+    listeners = LISTENERS if isinstance(source, Cluster) else 1
     plan = Plan(
-        name="bench",
-        source=source.address(),
-        target=target.address(),
-        gateway=Listen(host="127.0.0.1", port=free_port()),
+        name=name,
+        source=source,
+        target=target,
+        gateway=Listen(host="127.0.0.1", port=_free_ports(listeners), listeners=listeners),
     )
-    file = rig.folder / "migration.yaml"
-    servers = {"source": source, "target": target, "control_store": control}
+    file = rig.folder / f"{name}.yaml"
     document = {
         "name": plan.name,
         "gateway": plan.gateway.model_dump(mode="json"),
-        **{name: _named(server) for name, server in servers.items()},
+        "source": _named(source),
+        "target": _named(target),
+        "control_store": _named(control.address()),
     }
     file.write_text(yaml.safe_dump(document))
 
@@ -70,9 +78,20 @@ def _started_gateway(
         "--file",
         str(file),
         "--state-dir",
-        str(rig.folder / "gateway"),
+        str(rig.folder / name),
     ]
-    return plan.gateway.port, rig.process("gateway", command, lambda: answers(plan.gateway.port))
+    process = rig.process(name, command, lambda: answers(plan.gateway.port))
+    return plan.gateway.port, process
+
+
+def _free_ports(count: int) -> int:
+    """Return the first of some ports in a row on which nobody listens now."""
+    while True:
+        first = free_port()
+        with contextlib.ExitStack() as opened, contextlib.suppress(OSError, OverflowError):
+            for port in range(first, first + count):
+                opened.enter_context(socket.create_server(("127.0.0.1", port)))
+            return first
 
 
 def _envoy() -> Path:
@@ -177,7 +196,8 @@ def _started_relay(rig: Rig, source: Server) -> tuple[int, psutil.Process]:
     )
 
 
-def _load(port: int, **options: object) -> dict[str, float]:
+def load(port: int, **options: object) -> dict[str, float]:
+    """Return what the load generator measures at a port of 127.0.0.1, with these options."""
     arguments = [text for name, value in options.items() for text in (f"--{name}", str(value))]
     command = [sys.executable, "-m", "benchmarks.load", "--port", str(port), *arguments]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
@@ -192,7 +212,7 @@ class Proxies:
         target = rig.server(ServerKind.VALKEY_91, "target")
         control = rig.server(ServerKind.VALKEY_91, "control", appendonly="yes")
         found = {
-            "exodus": _started_gateway(rig, self.source, target, control),
+            "exodus": started_gateway(rig, self.source.address(), target.address(), control),
             "envoy redis_proxy": _started_envoy(rig, self.source, "redis_proxy"),
             "envoy tcp_proxy": _started_envoy(rig, self.source, "tcp_proxy"),
             "nutcracker": _started_nutcracker(rig, self.source),
@@ -216,18 +236,18 @@ class Proxies:
         for name, (port, process) in self.there.items():
             before, requests, took = cpu_s(process), 0.0, 0.0
             for command in ("set", "get"):
-                done = _load(port, pipeline=pipeline, bytes=size, seconds=seconds, command=command)
+                done = load(port, pipeline=pipeline, bytes=size, seconds=seconds, command=command)
                 requests, took = requests + done["requests"], took + done["seconds"]
             found[name] = 1e6 * (cpu_s(process) - before) / requests
             if pipeline == 1 and size == _SMALL:
                 self.rate[name] = requests / took
         return found
 
-    def latency(self, quantile: str, **load: object) -> dict[str, float]:
+    def latency(self, quantile: str, **options: object) -> dict[str, float]:
         """Microseconds that each proxy adds to a GET."""
-        direct = _load(self.source.port, command="get", **load)[quantile]
+        direct = load(self.source.port, command="get", **options)[quantile]
         return {
-            name: _load(port, command="get", **load)[quantile] - direct
+            name: load(port, command="get", **options)[quantile] - direct
             for name, (port, _) in self.there.items()
         }
 
@@ -245,7 +265,7 @@ def measure(*, full: bool) -> list[Result]:
         proxies = Proxies(rig)
         proxies.fill(_SMALL)
         for port, _ in proxies.there.values():
-            _load(port, command="set", seconds=0.5)
+            load(port, command="set", seconds=0.5)
         for _ in range(rounds):
             proxies.fill(_SMALL)
             runs["gateway"].append(proxies.cpu(pipeline=1, size=_SMALL, seconds=seconds))

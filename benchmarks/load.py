@@ -78,11 +78,12 @@ async def _run(options: argparse.Namespace) -> dict[str, float]:
     one_reply = (
         len(b"$%d\r\n" % options.bytes) + options.bytes + 2 if options.command == "get" else 5
     )
+    name = options.prefix.encode() + b"%d"
     batches = [
         b"".join(
-            encode("GET", b"bench:%d" % ((turn * options.pipeline + index) % _KEYS))
+            encode("GET", name % ((turn * options.pipeline + index) % _KEYS))
             if options.command == "get"
-            else encode("SET", b"bench:%d" % ((turn * options.pipeline + index) % _KEYS), value)
+            else encode("SET", name % ((turn * options.pipeline + index) % _KEYS), value)
             for index in range(options.pipeline)
         )
         for turn in range(max(64, _KEYS // options.pipeline))  # all keys
@@ -123,6 +124,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--command", choices=("get", "set"), required=True)
+    parser.add_argument("--prefix", default="bench:", help="what the names of keys begin with")
     parser.add_argument("--connections", type=int, default=50)
     parser.add_argument("--pipeline", type=int, default=1)
     parser.add_argument("--bytes", type=int, default=100)

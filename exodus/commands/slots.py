@@ -56,6 +56,14 @@ class Shard:
         """Return whether a slot is its."""
         return any(first <= slot <= last for first, last in self.ranges)
 
+    def meets(self, other: Shard) -> bool:
+        """Return whether a slot is of both, as it may be with shards of two clusters."""
+        return any(
+            first <= behind and start <= last
+            for first, last in self.ranges
+            for start, behind in other.ranges
+        )
+
     def multiples(self, step: int) -> list[int]:
         """Return its slots whose number is a multiple of `step`."""
         return list(self._multiples(step))

@@ -297,12 +297,19 @@ class Pace:
         """
         if self._follower is not None and not self._follower_legs:
             for node in await self._follower.each_node():
+                if not self._writes_to(node):
+                    continue
                 self._follower_legs.append(await node.connect(name="exodus-pace"))
         behind = 0
         for leg in self._follower_legs:
             replication = info_of(await leg.call("INFO", "replication"))
             behind = max(behind, _behind_bytes(replication))
         return behind
+
+    def _writes_to(self, node: Node) -> bool:
+        """Return whether keys of the authority's node may be written to a node of the follower."""
+        read = self._authority.shard if isinstance(self._authority, Node) else None
+        return read is None or node.shard is None or read.meets(node.shard)
 
     def _tell(self) -> None:
         """Log once that it is slowed or waits, and once that it is not any more; the figures change

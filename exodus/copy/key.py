@@ -45,7 +45,7 @@ from exodus.plan.bounds import COPY_APART_MAX, COPY_READ_ATTEMPTS, HEAVY_BYTES
 from exodus.plan.own_keys import RESERVED_PREFIX, is_own, without_own
 from exodus.plan.scope import Scope
 from exodus.resp.encode import encode_arguments
-from exodus.topology.node import NodeFacts, payload_fits
+from exodus.topology.node import Node, NodeFacts, payload_fits
 
 # What a server says of a payload that it cannot load; the key is then copied by type.
 _REFUSED_PAYLOAD = ("DUMP payload version", "Bad data format")
@@ -188,6 +188,14 @@ class Copier:
             return "DUMP is not allowed on one of the sides"
         fits = "fits" if self._strategy is CopyMethod.PAYLOAD else "does not fit"
         return f"payload version {theirs} {fits} the follower's {ours}"
+
+    async def scanned_life(self, node: Node) -> str:
+        """Return `NodeFacts.life` of the node that SCAN goes to, over the connection that scans.
+
+        Raises:
+            SourceError, TargetError, OperatorError: it does not answer, or refuses INFO.
+        """
+        return await node.life_on(await self._from.pinned())
 
     async def close(self) -> None:
         """End the connections."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from enum import Enum, auto
 
 from exodus.control.changes import Key, pack, unpack
 from exodus.control.store import ControlStore
@@ -26,8 +27,20 @@ IN_USE = "the target's unused database is in use"
 UNDECLARED = "the script may use keys that it does not declare"
 
 
+class Names(Enum):
+    """Which names a script's scratch copies have, where they have names of their own."""
+
+    LIKE_KEYS = auto()  # they begin like the keys
+    OWN = auto()  # they tell nothing of the keys
+    HIDDEN = auto()  # the script sees the keys' names
+
+
 class NoScratch(Exception):
     """A write cannot be tried on a scratch copy; the text is the reason."""
+
+
+class TextUnknown(NoScratch):
+    """A script was to see its keys' names, and nobody tells its text."""
 
 
 @dataclass(frozen=True)
@@ -108,17 +121,16 @@ class Scratch:
         requests: list[list[bytes]],
         *,
         script: bool,
-        other_names: bool = False,
+        names: Names = Names.LIKE_KEYS,
     ) -> TrialOutcome:
         """Run requests on keys of these states. Of a script, what it looks for and what it writes
-        beside these keys is counted. `other_names` asks for copies of other names than usual, where
-        copies have names of their own (`renames`).
+        beside these keys is counted. `names` are of its copies (`renames`).
 
         Raises:
             NoScratch: there is no place for them, or the follower does not take a state.
             TooSlow, SourceError, TargetError, OperatorError: as `Trials.ask_all`.
         """
-        del other_names
+        del names  # copies have the names of their keys here
         keys = list(states)
         into = await self._empty(keys)
         try:

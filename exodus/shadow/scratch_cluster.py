@@ -40,11 +40,14 @@ from exodus.shadow.confinement import (
     why_refused,
 )
 from exodus.shadow.histories import Snapshot
+from exodus.shadow.key_names import seeing_keys
 from exodus.shadow.rules import codes_of, error_code
 from exodus.shadow.scratch import (
     UNDECLARED,
+    Names,
     NoScratch,
     Scratch,
+    TextUnknown,
     TrialOutcome,
     check_made,
     states_now,
@@ -54,6 +57,7 @@ from exodus.shadow.trials import LEAVES_COPIES, NO_SCRIPT_USER, TooSlow, Trials
 TOO_LARGE = "a key is too large for a scratch copy"
 NO_PAYLOADS = "no scratch copy: the target lets nobody see payloads"
 OTHER_DATABASE = "scratch copies on a cluster are in database 0 only"
+TEXT_UNKNOWN = "the script may depend on its keys' names, and the target does not tell its text"
 NAMES_REFUSED = "compare_user has no right to the names of scratch copies"
 
 
@@ -111,16 +115,21 @@ class ClusterScratch(Scratch):
         requests: list[list[bytes]],
         *,
         script: bool,
-        other_names: bool = False,
+        names: Names = Names.LIKE_KEYS,
     ) -> TrialOutcome:
-        """As `Scratch.replayed`."""
-        names = self._names(list(states), of_key=script and not other_names)
+        """As `Scratch.replayed`.
+
+        Raises:
+            TextUnknown: a script is to see its keys' names, and nobody tells its text.
+        """
+        copies = self._names(list(states), of_key=script and names is not Names.OWN)
         made: list[Sequence[Arg]] = [
-            ("RESTORE", names[key], state.expiry_ms, state.payload, "ABSTTL")
+            ("RESTORE", copies[key], state.expiry_ms, state.payload, "ABSTTL")
             for key, state in states.items()
             if state.payload is not None
         ]
-        return await self._run(names, made, requests, script=script)
+        hidden = names is Names.HIDDEN
+        return await self._run(copies, made, requests, script=script, hidden=hidden)
 
     def _names(self, keys: Sequence[bytes], *, of_key: bool) -> dict[bytes, bytes]:
         """Return the names of the keys' copies, in their slots; with `of_key` such that begin like
@@ -141,6 +150,7 @@ class ClusterScratch(Scratch):
         *,
         script: bool,
         look: bool = True,
+        hidden: bool = False,
     ) -> TrialOutcome:
         ours, copies = self._ours, list(names.values())
         await ours.select(0)
@@ -160,6 +170,8 @@ class ClusterScratch(Scratch):
             done = await ours.pipeline([*gone, *made])
             check_made(done[len(gone) :])
             copied = [renamed(self._table, args, names) for args in requests]
+            if hidden:
+                copied = await self._hidden(requests, copied, copies[0])
             try:
                 if script:
                     replies, misses = await self._ask_script(copies, copied)
@@ -229,6 +241,32 @@ class ClusterScratch(Scratch):
         if after.refused_commands > before.refused_commands and not failed:
             raise NoScratch(LEAVES_COPIES)
         return replies, after.misses - before.misses
+
+    async def _hidden(
+        self, requests: Sequence[list[bytes]], copied: Sequence[list[bytes]], copy: bytes
+    ) -> list[list[bytes]]:
+        """Return requests on copies whose scripts see the names of their keys.
+
+        Raises:
+            TextUnknown: nobody tells the text of one.
+        """
+        scripts = self._scripts
+        if scripts is None:
+            raise NoScratch(NO_SCRIPT_USER)
+
+        async def ask(args: list[bytes]) -> Reply:
+            (reply,) = await scripts.ask_all(0, [args], copy)
+            return reply
+
+        found: list[list[bytes]] = []
+        for args, on_copies in zip(requests, copied, strict=True):
+            changed: list[bytes] | None = on_copies
+            if self._table.of(args).script:
+                changed = await seeing_keys(args, on_copies, ask)
+            if changed is None:
+                raise TextUnknown(TEXT_UNKNOWN)
+            found.append(changed)
+        return found
 
     def _doubt(self, requests: Sequence[Sequence[bytes]]) -> None:
         """Note that scripts used undeclared keys; or others did something on the node meanwhile, so

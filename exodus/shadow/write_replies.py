@@ -31,7 +31,7 @@ from exodus.shadow.replays import NoReplay, replay
 from exodus.shadow.reports import Reporter
 from exodus.shadow.requests import Requests
 from exodus.shadow.rules import INFRASTRUCTURE, codes_of, error_code, parse
-from exodus.shadow.scratch import UNDECLARED, NoScratch, Scratch, TrialOutcome
+from exodus.shadow.scratch import UNDECLARED, Names, NoScratch, Scratch, TextUnknown, TrialOutcome
 from exodus.shadow.tally import Tally
 from exodus.shadow.trials import TooSlow
 from exodus.verify.decode import same_value
@@ -44,6 +44,7 @@ NO_EFFECT = "the reply differs, and the key did not change"
 ORDER = "the reply differs, and several writes came together"
 SILENT = "a gateway did not tell of itself"
 NAMES = "under other names of its keys, the script has another effect or reply"
+UNSEEN = "the script may depend on its keys' names, and it failed where it was to see them"
 UNSTEADY = "the reply is another one each time"
 NO_DATABASE = "the target lacks the database"
 SLOW = "it took longer than Compare waits"
@@ -171,7 +172,7 @@ class WriteReplies:
         return ""
 
     async def _run(
-        self, step: HistoryStep, exchanges: list[Exchange], *, other_names: bool = False
+        self, step: HistoryStep, exchanges: list[Exchange], *, names: Names = Names.LIKE_KEYS
     ) -> ReplayedWrites | str:
         """Run writes on the state before; their replies, or why these prove nothing."""
         requests: list[list[bytes]] = []
@@ -185,24 +186,46 @@ class WriteReplies:
         places = {key: self._requests.place(key)[1] for key in step.before}
         script = any(map(self._requests.is_script, exchanges))
         before = {places[key]: state for key, state in step.before.items()}
-        outcome = await self._scratch.replayed(
-            before, requests, script=script, other_names=other_names
-        )
+        outcome = await self._scratch.replayed(before, requests, script=script, names=names)
         replies = [outcome.replies[end] for end in ends]
         if any(code in INFRASTRUCTURE for reply in replies for code in codes_of(reply)):
             return TROUBLE
         if outcome.strays:
             return UNDECLARED
-        if not all(
-            _same_state(outcome.after[places[key]], state) for key, state in step.after.items()
-        ):
-            if not script or not self._scratch.renames:
-                return OTHER_STATE
-            again = await self._scratch.replayed(
-                before, requests, script=script, other_names=not other_names
-            )
-            return OTHER_STATE if _same_effect(outcome, again) else NAMES
+        if not self._led_to(step, outcome):
+            return await self._other_state(step, before, requests, outcome, script, names)
         return ReplayedWrites(replies, doubtful=outcome.misses > 0)
+
+    async def _other_state(
+        self,
+        step: HistoryStep,
+        before: dict[bytes, Snapshot],
+        requests: list[list[bytes]],
+        outcome: TrialOutcome,
+        script: bool,
+        names: Names,
+    ) -> str:
+        """Return why writes led to another state: for the sake of names, or for another one."""
+        if not script or not self._scratch.renames:
+            return OTHER_STATE
+        if names is Names.HIDDEN:
+            return UNSEEN
+        other = Names.LIKE_KEYS if names is Names.OWN else Names.OWN
+        again = await self._scratch.replayed(before, requests, script=script, names=other)
+        if not _same_effect(outcome, again):
+            return NAMES
+        try:
+            seen = await self._scratch.replayed(before, requests, script=script, names=Names.HIDDEN)
+        except TextUnknown:
+            return OTHER_STATE
+        return NAMES if self._led_to(step, seen) else OTHER_STATE
+
+    def _led_to(self, step: HistoryStep, outcome: TrialOutcome) -> bool:
+        """Return whether a trial led to the state that the writes led to."""
+        return all(
+            _same_state(outcome.after[self._requests.place(key)[1]], state)
+            for key, state in step.after.items()
+        )
 
     async def _differs(
         self,
@@ -222,14 +245,16 @@ class WriteReplies:
         if not await self._all_gateways_told(step):
             return SILENT
         await self._lives.check()
-        again = await self._run(step, [exchange], other_names=True)
+        again = await self._run(step, [exchange], names=Names.OWN)
         if isinstance(again, str):
             return again
         if self._requests.same(exchange, wanted, again.replies[0]):
             return UNSTEADY
         steady = not self._requests.moved(exchange, there, again.replies[0])
-        if not steady and self._scratch.renames and self._requests.is_script(exchange):
-            return NAMES
+        if self._scratch.renames and self._requests.is_script(exchange):
+            why = await self._by_name(step, exchange, wanted, there) if steady else NAMES
+            if why:
+                return why
         write = step.writes[0].exchange
         row = self._tally.row(write.command)
         row["by_reply"] += 1
@@ -246,6 +271,23 @@ class WriteReplies:
             ),
         )
         return ""
+
+    async def _by_name(
+        self, step: HistoryStep, exchange: Exchange, wanted: Reply, there: Reply
+    ) -> str:
+        """Return why a script's difference may come from the names of its copies; empty: it does
+        not, since it stays where the script sees the names of its keys.
+
+        Raises:
+            TextUnknown: nobody tells the script's text.
+        """
+        seen = await self._run(step, [exchange], names=Names.HIDDEN)
+        if isinstance(seen, str):
+            return seen
+        if self._requests.same(exchange, wanted, seen.replies[0]):
+            return NAMES
+        failed = error_code(seen.replies[0]) not in (None, error_code(there))
+        return UNSEEN if failed else ""
 
     async def _all_gateways_told(self, step: HistoryStep) -> bool:
         """Return whether each gateway told of itself after the step: it has told of its writes."""

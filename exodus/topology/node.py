@@ -141,8 +141,16 @@ class Node:
             SourceError, TargetError, OperatorError: it does not answer, or refuses INFO.
         """
         async with await self.connect() as leg:
-            failovers = failovers_of(self.place)
-            info = await self._info(leg)
+            return await self.life_on(leg)
+
+    async def life_on(self, leg: Leg) -> str:
+        """Return the same, over a connection to the server that is open already.
+
+        Raises:
+            SourceError, TargetError, OperatorError: it does not answer, or refuses INFO.
+        """
+        failovers = failovers_of(self.place)
+        info = await self._info(leg)
         return info["run_id"] + (failovers if self.shard is None else _promoted(info))
 
     async def facts(self) -> NodeFacts:

@@ -115,7 +115,11 @@ def in_use(box: ClusterBox) -> list[DatabaseServer]:
 
 
 def in_step(box: ClusterBox) -> None:
-    """Wait until every replica follows its master."""
+    """Wait until every replica has what its master writes now, and every node knows it.
+
+    In Redis 6.2 a node that CLUSTER FAILOVER made a replica has its link at once, and takes
+    nothing from it for ten seconds. The others hear of it a second later.
+    """
 
     def follows() -> bool:
         masters = box.masters()
@@ -125,13 +129,25 @@ def in_step(box: ClusterBox) -> None:
         )
 
     wait_until(follows, within_s=30, otherwise="a replica never followed its master")
+    box.wait_ready()
+    for master in box.masters():
+        login, key = master.address(), b"{%b}" % tag_of(b"step", a_slot(master, box))
+        with redis.Redis(
+            port=master.port, username=login.username, password=login.secret("test")
+        ) as client:
+            client.set(key, 1)
+            client.delete(key)
+            assert client.wait(1, 15_000) == 1, "a replica never had what its master wrote"
+
+
+def a_slot(node: DatabaseServer, box: ClusterBox) -> int:
+    return next(slot for slot in range(0, 16_384, 64) if box.owner_of(slot) is node)
 
 
 def write(node: DatabaseServer, box: ClusterBox) -> object:
     """A write of an application to a key of a slot of this node."""
-    slot = next(slot for slot in range(0, 16_384, 64) if box.owner_of(slot) is node)
     with redis.Redis(port=node.port) as client:
-        return client.set(b"{%b}" % tag_of(b"w", slot), 1)
+        return client.set(b"{%b}" % tag_of(b"w", a_slot(node, box)), 1)
 
 
 async def up(fence: ClusterFence, switch: str = "s1") -> dict[str, str]:

@@ -6,13 +6,14 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
 import redis
 import redis.asyncio
 
+from exodus.backfill import slices
 from exodus.backfill.slices import copy_slice
 from exodus.commands.key_slots import slot_of
 from exodus.control import freshness
@@ -20,14 +21,16 @@ from exodus.control.checkpoint import load_progress
 from exodus.control.gaps import open_gaps
 from exodus.control.topology import read_failovers, read_topologies
 from exodus.copy import guarded_cluster
-from exodus.copy.impact import Paces
+from exodus.copy.impact import Pace, Paces, read_paces
 from exodus.copy.scan import plan_slices
 from exodus.errors import SourceError, TargetError
 from exodus.feeds.feed import begin_feed
 from exodus.live import server_runs
 from exodus.net import routed
+from exodus.net.clusters import cluster_of
 from exodus.plan.bounds import CLUSTER_ANSWER_S
 from exodus.plan.scope import Rename
+from exodus.plan.settings import Budget
 from exodus.plan.vocabulary import Cutover, Feed, Side
 from exodus.stack.servers import ServerKind
 from exodus.topology.endpoint import Endpoint
@@ -521,6 +524,38 @@ async def test_the_budget_of_each_node_is_kept_by_what_it_answers_itself(
         await local.close()
 
 
+async def test_a_slice_watches_the_replicas_of_those_nodes_that_it_writes_to(
+    make_cluster: MakeCluster, control_server: DatabaseServer, tmp_path: Path
+) -> None:
+    """A connection to every node of the target a slice is most of what a small slice costs."""
+    source, target = make_cluster(ServerKind.VALKEY_81), make_cluster(ServerKind.VALKEY_91)
+    local = await local_between(source, target, control_server, tmp_path)
+
+    def watched() -> list[int]:
+        found = []
+        for node in target.masters():
+            with node.client() as client:
+                if "exodus-pace" in {each["name"] for each in client.client_list()}:
+                    found.append(node.port)
+        return found
+
+    try:
+        await local.start_live_sync()
+        engine = await local.engine()
+        for node in await engine.authority.each_node():
+            pace = Pace(local.store, node, Budget(), what="slice", follower=engine.follower)
+            async with pace:
+                await until(
+                    lambda: read_paces(local.store), within_s=10, otherwise="it looked at nothing"
+                )
+                assert node.first_slot is not None
+                owner = cluster_of(target.address()).known.owner(node.first_slot)
+                assert owner is not None
+                assert watched() == [target.address().server(owner.master).port]
+    finally:
+        await local.close()
+
+
 async def test_a_slot_that_no_node_serves_is_asked_for_again_within_a_bound(
     make_cluster: MakeCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -642,6 +677,9 @@ _FAULTS = [
 ]
 
 
+_LATER_S = 1.0  # at most, between the writes after the copy and the second fault
+
+
 @pytest.mark.parametrize(("fault", "side", "feed", "seed"), _FAULTS)
 async def test_a_fault_during_backfill_and_live_sync_loses_nothing(
     fault: str,
@@ -651,7 +689,13 @@ async def test_a_fault_during_backfill_and_live_sync_loses_nothing(
     make_cluster: MakeCluster,
     control_server: DatabaseServer,
     tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """Moments are drawn by the seed: how much is copied when the first fault comes, and how long
+    after the copy the second one does.
+    """
+    for bound in ("BACKFILL_BATCH_KEYS", "BACKFILL_NODE_BATCH_KEYS", "BACKFILL_CHUNK_KEYS"):
+        monkeypatch.setattr(slices, bound, 48)
     boxes = {
         Side.SOURCE: make_cluster(
             ServerKind.VALKEY_91 if fault == "atomic" else ServerKind.VALKEY_81,
@@ -668,10 +712,7 @@ async def test_a_fault_during_backfill_and_live_sync_loses_nothing(
         await begin(local)
         writers = Writers(source)
         await writers.more()
-        pieces = await plan_slices((await local.engine()).authority, local.plan.slices)
-        breaking = asyncio.create_task(getattr(faults, fault)())
-        for piece in pieces:
-            await copied(local, piece)
+        breaking = await copied_with_a_fault(local, faults, getattr(faults, fault))
         await breaking
         await writers.more()
         moved = fault in ("reshard", "atomic")
@@ -684,6 +725,7 @@ async def test_a_fault_during_backfill_and_live_sync_loses_nothing(
 
         # The watch does not report a change that is undone between two of its looks.
         await until(told, within_s=10, otherwise="nobody tells of the fault")
+        await asyncio.sleep(faults.random.uniform(0, _LATER_S))
         if fault != "kill":
             await getattr(faults, fault)()
         await writers.more()
@@ -717,13 +759,35 @@ async def test_a_fault_during_backfill_and_live_sync_loses_nothing(
         await local.close()
 
 
-async def copied(local: LocalMigration, piece: object) -> None:
-    """Copy a slice, as Migrate's task does: try again after a side was away."""
-    for _ in range(5):
-        try:
-            await copy_slice(await local.engine(), "run", piece, budget_s=60)  # type: ignore[arg-type]
-        except (SourceError, TargetError):
-            await asyncio.sleep(1)
+async def copied_with_a_fault(
+    local: LocalMigration, faults: Faults, fault: Callable[[], Awaitable[None]]
+) -> asyncio.Task[None]:
+    """Copy all slices, and begin a fault when a share of the keys is copied that the seed draws;
+    return the fault.
+
+    Slices are copied by a chunk a call, as Migrate's tasks do with a short budget. A call is made
+    again after a side was away.
+    """
+    share, total, seen = faults.random.random(), 0, dict[str, int]()
+    engine = await local.engine()
+    pieces = await plan_slices(engine.authority, local.plan.slices)
+    for facts in [await node.facts() for node in await engine.authority.each_node()]:
+        total += sum(facts.databases.values())
+    breaking: asyncio.Task[None] | None = None
+    for piece in pieces:
+        away = 0
+        while away < 5:
+            if breaking is None and sum(seen.values()) >= share * total:
+                breaking = asyncio.create_task(fault())
+            try:
+                progress = await copy_slice(await local.engine(), "run", piece, budget_s=0)
+            except (SourceError, TargetError):
+                away += 1
+                await asyncio.sleep(1)
+                continue
+            seen[piece.slice_id] = progress.keys_seen
+            if progress.done:
+                break
         else:
-            return
-    raise AssertionError("a slice was never copied")
+            raise AssertionError("a slice was never copied")
+    return breaking or asyncio.create_task(fault())

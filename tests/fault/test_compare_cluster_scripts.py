@@ -20,6 +20,7 @@ from exodus.shadow import confinement
 from exodus.shadow.causes import Cause
 from exodus.shadow.findings import findings
 from exodus.shadow.scratch import UNDECLARED
+from exodus.shadow.scratch_cluster import TEXT_UNKNOWN
 from exodus.shadow.trials import LEAVES_COPIES, NO_SCRIPT_USER
 from exodus.shadow.verdicts import NO_SCRIPT, SEVERAL_SLOTS
 from exodus.shadow.write_replies import NAMES, OTHER_STATE
@@ -260,6 +261,54 @@ async def test_a_script_that_looks_at_the_names_of_its_keys_is_no_divergence(
         await row_of(local, "EVAL", "by_reply")
         await _reason(local, "EVAL", NAMES, 2)
         assert await ledger(local) == []
+
+
+_ASKS = (
+    "#!lua name=asks\nlocal function asks(keys) "
+    "return redis.call('INCR', keys[1]) * 0 + (keys[1] == 'f1' and 1 or 0) end\n"
+    "redis.register_function{function_name='asks', callback=asks}"
+)
+# Each of one key, whose full name it knows
+_KNOWS = {
+    "n1": "redis.call('INCR', KEYS[1]) return KEYS[1] == 'n1' and 1 or 0",
+    "n2": "return redis.call('INCRBY', KEYS[1], KEYS[1] == 'n2' and ARGV[1] or 1)",
+    "n3": "#!lua flags=allow-oom\nredis.call('INCR', KEYS[1]) return KEYS[1] == 'n3' and 1 or 0",
+    "n4": "local names = {n4 = 1} redis.call('INCR', KEYS[1]) return names[KEYS[1]] or 0",
+}
+
+
+async def test_a_script_that_knows_the_full_names_of_its_keys_is_no_divergence(
+    pair: Pair, control_server: DatabaseServer, tmp_path: Path
+) -> None:
+    """Under every name of a copy it answers alike, and not as at the source. So it runs once more
+    and sees the names of its keys; where its text is not told, nothing is confirmed.
+    """
+    by_sha = "redis.call('INCR', KEYS[1]) return KEYS[1] == '{}' and 1 or 0"
+    shas = []
+    for box in pair:
+        for node in box.masters():
+            with node.client() as client:
+                client.function_load(_ASKS, replace=True)
+                shas = [client.script_load(by_sha.format(name)) for name in ("s1", "s2")]
+    async with _trying(pair, control_server, tmp_path) as (local, app):
+        names = (*_KNOWS, "f1", "s1", "s2")
+        for name in names:
+            await app(f"SET {name} 1")
+        await _settled(local, len(names))
+        for name, script in _KNOWS.items():
+            assert await app.run("EVAL", script, 1, name, 5) in (1, 6)
+        await _reason(local, "EVAL", NAMES, len(_KNOWS))
+        assert await app.run("FCALL", "asks", 1, "f1") == 1
+        await _reason(local, "FCALL", NAMES, 1)
+        assert await app.run("EVALSHA", shas[0], 1, "s1") == 1
+        await _reason(local, "EVALSHA", NAMES, 1)
+        for node in pair.target.nodes:
+            with node.client() as client:
+                client.execute_command("ACL", "SETUSER", "shop-scripts", "-script|show")
+        assert await app.run("EVALSHA", shas[1], 1, "s2") == 1
+        await _reason(local, "EVALSHA", TEXT_UNKNOWN, 1)
+        assert await ledger(local) == []
+    assert _left(pair.target) == []
 
 
 async def test_a_script_reaches_no_key_but_its_copies(

@@ -71,6 +71,16 @@ def test_ranges_of_one_node_are_one_shard() -> None:
     assert view.uncovered == SLOTS - 302
 
 
+def test_shards_of_two_clusters_meet_where_a_slot_is_of_both() -> None:
+    several = Shard("h:1", "id1", ((0, 99), (300, 399)))
+    assert [several.meets(shard(2, *ends)) for ends in ((99, 120), (100, 299), (399, 500))] == [
+        True,
+        False,
+        True,
+    ]
+    assert not shard(2, 100, 299).meets(several)
+
+
 def test_a_moved_corrects_one_slot() -> None:
     view = view_of(ROWS, 7, "asked", place_of)
     assert view.move(250, "10.0.0.1:7001")
