@@ -307,8 +307,8 @@ class Pace:
         return behind
 
     def _writes_to(self, node: Node) -> bool:
-        """Return whether keys of the authority's node may be written to a node of the follower."""
-        read = self._authority.shard if isinstance(self._authority, Node) else None
+        """Return whether keys of the node that is read may be written to a node of the follower."""
+        read = self._node.shard
         return read is None or node.shard is None or read.meets(node.shard)
 
     def _tell(self) -> None:
