@@ -85,7 +85,8 @@ async def _end_sampling(store: ControlStore, phase: Phase) -> None:
             next_step="wait until it ends, or cancel that run in the Prefect UI",
         )
     state = PhaseState(state=PhaseStatus.RUNNING, flow_run_id=sampler.run)
-    await asyncio.to_thread(cancel, state)
+    if await asyncio.to_thread(is_open, state):  # else its process died, and its turn ends soon
+        await asyncio.to_thread(cancel, state)
 
 
 async def _plan_now(opened_: Opened, phase: Phase) -> Plan:

@@ -204,6 +204,8 @@ async def _rights(
         )
     finally:
         await target.call("ACL", "DELUSER", probe)
+    if not requests:
+        return told(what, "no command was observed that could be tried")
     return _judged(what, [" ".join(request[:2]) for request in requests], asked)
 
 

@@ -37,8 +37,8 @@ Json = dict[str, Any]
 
 
 async def stop(store: ControlStore, plan: Plan, why: str) -> Json:
-    """Journal and live sync off; nobody of ours writes to the follower any more. Where they are off
-    already, only wait for everybody.
+    """Journal, live sync and sampling off; nobody of ours writes to the follower any more. Where
+    they are off already, only wait for everybody.
 
     A follower that does not answer, or whose fence refuses us too, cannot be told. Whoever copies
     there sees the route all the same, and a syncer that is frozen now is refused by the next
@@ -72,6 +72,8 @@ async def stop(store: ControlStore, plan: Plan, why: str) -> Json:
                 native=False,
                 hold=Hold.NONE,
                 canary=0.0,
+                shadow_rate=0.0,  # of a Compare that was killed
+                shadow_scripts=False,
                 writer_epoch=route.writer_epoch + 1,
             ),
         )

@@ -398,6 +398,23 @@ async def test_rights_that_nobody_tried_are_accepted_by_name(
     assert why_not_accepted(rows, {**approval, "accept_findings": _UNTRIED}) is None
 
 
+async def test_rights_without_an_observed_command_are_judged_by_rules(
+    local: LocalMigration,
+) -> None:
+    """Before, the row said "0 observed commands allowed on both sides", and held."""
+    _users(local)
+    rows = {row.check: row for row in await check_logins(local.plan, local.store)}
+    assert rows[f"rights of user {_APP}"].detail.startswith("by its rules (ACL GETUSER)")
+    assert _UNTRIED not in rows
+    local.servers[Side.TARGET].client().execute_command("ACL", "SETUSER", _APP, "-set")
+    rows = {row.check: row for row in await check_logins(local.plan, local.store)}
+    assert (rows[_UNTRIED].ok, rows[_UNTRIED].by_name) == (False, True)
+    assert "no command was observed" in rows[_UNTRIED].why
+    await _observe(local, "GET", "SET")
+    rows = {row.check: row for row in await check_logins(local.plan, local.store)}
+    assert rows[f"rights of user {_APP}"].detail == "not allowed there: SET"
+
+
 async def test_a_user_with_selectors_has_more_rights_than_its_rules_tell(
     local: LocalMigration, make_server: Callable[..., DatabaseServer]
 ) -> None:

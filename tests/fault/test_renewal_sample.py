@@ -13,6 +13,7 @@ from prefect.client.schemas.objects import State
 from prefect.testing.utilities import prefect_test_harness
 
 from exodus.backfill import runs
+from exodus.closing import ends
 from exodus.control import turn
 from exodus.control.phases import PhaseState, PhaseStatus
 from exodus.control.route import read_route
@@ -136,6 +137,16 @@ async def test_no_phase_begins_during_a_sample_and_a_rollback_ends_it(
     await local.store.client.delete(local.store.keys.phase)
     await turn.give_back(local.store, SAMPLING, sampler)
     await ledger._claim(it, Phase.MIGRATE, "phase-1", state)
+
+
+async def test_a_rollback_ends_a_sampling_whose_process_was_killed(local: LocalMigration) -> None:
+    """Its own end did not run. Before, gateways went on publishing sampled requests."""
+    await local.gateway()
+    await local.syncer()
+    await local.change(shadow_rate=0.5, shadow_salt=7, journal=JournalMode.SAMPLE)
+    await ends.stop(local.store, local.plan, "rollback")
+    route = await read_route(local.store)
+    assert (route.shadow_rate, route.journal) == (0.0, JournalMode.OFF)
 
 
 async def test_a_sample_leaves_live_sync_alone(local: LocalMigration) -> None:
