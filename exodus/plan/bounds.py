@@ -252,8 +252,9 @@ PROGRESS_WINDOW_S = 20.0
 
 # exodus/backfill/slices.py
 BACKFILL_BATCH_KEYS = 256  # asked of one SCAN
-BACKFILL_NODE_BATCH_KEYS = 512  # the same of a cluster's node, for another cluster: of three nodes,
-# each is asked a third as often, and a batch costs Exodus and the nodes as much as 40 keys
+# The same of a cluster's node, for another cluster
+# (docs/decisions/0031-batches-between-clusters.md).
+BACKFILL_NODE_BATCH_KEYS = 512
 BACKFILL_CHUNK_KEYS = 4_096
 BACKFILL_CHUNK_BYTES = 8 * 1024 * 1024
 BACKFILL_QUEUED_BATCHES = 2
