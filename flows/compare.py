@@ -8,7 +8,7 @@ from __future__ import annotations
 from prefect.client.schemas.objects import State
 
 from exodus.plan.vocabulary import Phase
-from exodus.shadow.findings import findings, kept, of_checks, summary_lines
+from exodus.shadow.findings import findings, kept, of_checks, setup_lines, summary_lines
 from flows.lifecycle import go_on
 from flows.phase import MIGRATION, SECONDS, MigrationName, Seconds, phase_flow
 from tasks.capacity import check_setup
@@ -67,7 +67,7 @@ def compare(migration: MigrationName = MIGRATION, seconds: Seconds = SECONDS) ->
         phase=PHASE,
         gate="divergence",
         question="Are divergence and compatibility findings resolved?",
-        summary=summary_lines(found, summary, open_findings),
+        summary=[*summary_lines(found, summary, open_findings), *setup_lines(setup)],
         evidence=f"evidence.{PHASE}",
         refuse=lambda answer, attempt: (
             why_findings_stand(migration, open_findings, answer.get("accept_findings", ""), attempt)

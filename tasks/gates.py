@@ -194,7 +194,7 @@ def _row(gate: str, result: Json, *, named_by: str) -> Json:
     return {
         "gate": gate,
         "expectation": config["type"].removeprefix("expect_").replace("_", " "),
-        "on": ", ".join(f"{key}={value}" for key, value in kwargs.items()),
+        "on": ", ".join(f"{key}={_shown(value)}" for key, value in kwargs.items()),
         "outcome": "ERROR" if broke else "pass" if result["success"] else "FAIL",
         "observed": html.unescape(
             str(found.get("observed_value", found.get("unexpected_count", "")))
@@ -202,6 +202,11 @@ def _row(gate: str, result: Json, *, named_by: str) -> Json:
         "rows": html.unescape(_rows_that_failed(found, named_by)),
         "says": SAYS[gate],
     }
+
+
+def _shown(value: object) -> str:
+    """Return an argument without brackets: one of Prefect's two UIs shows them with backslashes."""
+    return " or ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _rows_that_failed(result: Json, named_by: str) -> str:

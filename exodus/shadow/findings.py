@@ -79,6 +79,15 @@ def of_checks(rows: Sequence[Json]) -> list[Json]:
     ]
 
 
+def setup_lines(rows: Sequence[Json]) -> list[str]:
+    """Return the line of the decision's form that counts these checks."""
+    asked = [row for row in rows if row["level"] == "should"]
+    what = "settings, modules, logins and function libraries of the target"
+    if not asked:
+        return [f"{what} were not checked: test_checks has them off"]
+    return [f"{what}: {sum(row['ok'] for row in asked)} of {len(asked)} checks hold"]
+
+
 def kept(found: Sequence[Json], divergences: Sequence[Json]) -> dict[str, list[Json]]:
     """Return what the evidence keeps of the findings and of the ledger's rows, the open ones
     first: as many as a person can review. The ledger has the others.

@@ -47,7 +47,7 @@ def test_a_fatal_finding_fails_the_gate_of_required_checks() -> None:
     good, bad = of_findings(FINDINGS), of_findings([*FINDINGS, FATAL])
     assert (any_fatal(good), any_fatal(bad)) == (False, True)
     assert _failed("checks", frames(good)["checks"]) == []
-    assert _failed("checks", frames(bad)["checks"]) == ["column=ok, value_set=[True]"]
+    assert _failed("checks", frames(bad)["checks"]) == ["column=ok, value_set=True"]
 
 
 def test_a_warning_keeps_its_reason_and_fails_no_gate() -> None:

@@ -7,6 +7,7 @@ from exodus.shadow.causes import Cause
 from exodus.shadow.findings import (
     NOTHING_COMPARED,
     findings,
+    setup_lines,
     summary_lines,
     why_not_accepted,
 )
@@ -156,3 +157,14 @@ def test_the_form_begins_with_the_findings() -> None:
     assert "1,001 findings are open, and one answer accepts at most 1,000 by name" in str(why)
     left = {row["name"] for row in many[1:]}
     assert why_not_accepted(many, names, still_open=left) is None
+
+
+def test_the_form_counts_the_checks_beside_the_keys() -> None:
+    rows = [
+        {"check": "maxmemory of the target", "ok": False, "level": "should"},
+        {"check": "setting timeout", "ok": True, "level": "should"},
+        {"check": "users", "ok": False, "level": "info"},
+    ]
+    what = "settings, modules, logins and function libraries of the target"
+    assert setup_lines(rows) == [f"{what}: 1 of 2 checks hold"]
+    assert setup_lines([]) == [f"{what} were not checked: test_checks has them off"]
