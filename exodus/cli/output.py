@@ -10,10 +10,12 @@ from collections.abc import Iterable, Sequence
 
 import orjson
 from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
 from exodus.errors import ExodusError
+from exodus.plan.bounds import CLI_TABLE_COLUMNS_MAX
 from exodus.safe_text import cleaned, lines, plain
 
 
@@ -45,10 +47,16 @@ def show_json(document: object) -> None:
 
 
 def show_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Print a table for a person."""
+    """Print a table for a person. Where the output is no terminal, each row is one line: a file, or
+    `less -S`.
+    """
     table = Table(title=title, title_justify="left")
     for column in columns:
         table.add_column(column)
     for row in rows:
         table.add_row(*[Text(plain(cell)) for cell in row])
-    Console().print(table)
+    console = Console()
+    if not console.is_terminal:
+        wide = console.options.update(max_width=CLI_TABLE_COLUMNS_MAX)
+        console.width = max(console.width, Measurement.get(console, wide, table).maximum)
+    console.print(table)

@@ -761,6 +761,9 @@ TASKS_PREDICTED_P99_OFF = 0.5  # of the source's
 # tasks/plots.py
 TASKS_PLOTS_BARS = 20
 
+# exodus/cli/output.py
+CLI_TABLE_COLUMNS_MAX = 1_000  # characters of a table's line, where the output is no terminal
+
 # exodus/cli/report.py
 CLI_REPORT_ROWS_MAX = 40  # of one table in the terminal
 

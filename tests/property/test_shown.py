@@ -340,3 +340,13 @@ def test_markdown_shows_a_text_as_it_is(text: str) -> None:
         rendered.text.strip() == " ".join(plain(text).split())
         or rendered.text.strip() == plain(text).strip()
     )
+
+
+def test_a_wide_table_is_whole_where_the_output_is_no_terminal(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Before, twelve columns of a report shared 80 characters: nobody could read a name."""
+    columns = [f"column_{number:02}" for number in range(20)]
+    show_table("t", columns, [[f"{column} value" for column in columns]])
+    shown = capsys.readouterr().out
+    assert all(f"{column} value" in shown for column in columns)
