@@ -70,7 +70,7 @@ Every key begins with `exodus:{MIGRATION}:` (the braces keep a migration in one 
     steps:RUN        hash     flows → flows
         step → what it returned; expires after the run's end
     turn:PHASE       string   flows → flows
-        which process runs the phase, or a schedule's sample; expires by itself
+        the process of the phase, or of a scheduled sample; expires by itself
     bundle:NAME      hash     flows → command line
         file → its bytes, of an evidence bundle; the newest
     bundles          list     flows → command line

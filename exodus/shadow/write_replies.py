@@ -76,8 +76,9 @@ class WriteReplies:
         now: Callable[[], float],
         turn: Turn,
     ) -> None:
-        """`too_slow` is told of a command that took too long, and whether it is a script. `turn` is
-        waited for before each try.
+        """`too_slow` gets each slow command, and whether it is a script.
+
+        Each try waits for `turn`.
         """
         self._engine = engine
         self._copies = copies

@@ -5,14 +5,13 @@ server to a cluster, under a real Prefect server.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 import redis
-from prefect.testing.utilities import prefect_test_harness
 from redis.cluster import RedisCluster
 
 from blocks import Migration
@@ -32,12 +31,6 @@ from tests.support.servers import DatabaseServer
 
 pytestmark = pytest.mark.fault
 _ACCEPTED = "databases"
-
-
-@pytest.fixture(scope="module")
-def prefect_server() -> Iterator[None]:
-    with prefect_test_harness(server_startup_timeout=120):
-        yield
 
 
 async def _save(local: LocalMigration, source: DatabaseServer, target: ClusterBox) -> None:

@@ -487,6 +487,16 @@ async def test_a_key_that_no_node_takes_for_now_stays_marked_and_comes_later(
         await local.close()
 
 
+def _paced(box: ClusterBox) -> list[int]:
+    """Return the ports of the masters that a pace is connected to."""
+    found = []
+    for node in box.masters():
+        with node.client() as client:
+            if "exodus-pace" in {each["name"] for each in client.client_list()}:
+                found.append(node.port)
+    return found
+
+
 async def test_the_budget_of_each_node_is_kept_by_what_it_answers_itself(
     make_cluster: MakeCluster,
     make_server: MakeServer,
@@ -498,12 +508,7 @@ async def test_the_budget_of_each_node_is_kept_by_what_it_answers_itself(
     local = await local_between(source, target, control_server, tmp_path)
 
     def measured() -> set[int]:
-        found = set()
-        for node in source.masters():
-            with node.client() as client:
-                if "exodus-pace" in {each["name"] for each in client.client_list()}:
-                    found.add(node.port)
-        return found
+        return set(_paced(source))
 
     try:
         with source.client() as client:
@@ -532,12 +537,7 @@ async def test_a_slice_watches_the_replicas_of_those_nodes_that_it_writes_to(
     local = await local_between(source, target, control_server, tmp_path)
 
     def watched() -> list[int]:
-        found = []
-        for node in target.masters():
-            with node.client() as client:
-                if "exodus-pace" in {each["name"] for each in client.client_list()}:
-                    found.append(node.port)
-        return found
+        return _paced(target)
 
     try:
         await local.start_live_sync()

@@ -6,13 +6,12 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import redis
-from prefect.testing.utilities import prefect_test_harness
 
 from exodus.plan.gate_checks import CheckLevel, GateChecks
 from exodus.plan.plan import Plan
@@ -121,12 +120,6 @@ async def test_a_library_that_the_target_does_not_take_is_found(modern: LocalMig
         "redis.register_function('newer', function() return 1 end)"
     )
     assert await _findings(modern) == {"function libraries": Cause.CONFIGURATION}
-
-
-@pytest.fixture(scope="module")
-def prefect_server() -> Iterator[None]:
-    with prefect_test_harness(server_startup_timeout=120):
-        yield
 
 
 async def _ask(

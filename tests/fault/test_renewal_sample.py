@@ -5,12 +5,10 @@ from __future__ import annotations
 import asyncio
 import inspect
 import re
-from collections.abc import Iterator
 
 import pytest
 import redis
 from prefect.client.schemas.objects import State
-from prefect.testing.utilities import prefect_test_harness
 
 from exodus.backfill import runs
 from exodus.closing import ends
@@ -29,12 +27,6 @@ from tests.support.local_migration import LocalMigration
 from tests.support.wait import until
 
 pytestmark = pytest.mark.fault
-
-
-@pytest.fixture(scope="module")
-def prefect_server() -> Iterator[None]:
-    with prefect_test_harness(server_startup_timeout=120):
-        yield
 
 
 async def _renewed(local: LocalMigration, seconds: float = 1.0) -> State[str]:

@@ -6,13 +6,11 @@ import asyncio
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from prefect import flow
 from prefect.client.orchestration import get_client
-from prefect.testing.utilities import prefect_test_harness
 
 from blocks import Migration
 from blocks.endpoint import RedisEndpoint
@@ -33,12 +31,6 @@ from tests.support.wait import until
 
 pytestmark = pytest.mark.fault
 ONE, OTHER = (Holder(run=run, worker="host:1", instance=run) for run in ("one", "other"))
-
-
-@pytest.fixture(scope="module")
-def prefect_server() -> Iterator[None]:
-    with prefect_test_harness(server_startup_timeout=120):
-        yield
 
 
 async def test_one_of_two_has_the_turn_until_it_gives_it_back_or_dies(
